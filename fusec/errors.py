@@ -1,0 +1,46 @@
+"""Every error fusec raises on purpose. Each message says what was seen, what was expected, and where."""
+
+from __future__ import annotations
+
+__all__ = [
+    "BuildError",
+    "CacheWarning",
+    "ConfigError",
+    "FallbackWarning",
+    "FusecError",
+    "LoweringError",
+    "TargetError",
+    "VerificationError",
+]
+
+
+class FusecError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(FusecError, ValueError):
+    """An unknown option, mode or value; the message lists the valid ones."""
+
+
+class LoweringError(FusecError):
+    """An op could not be lowered: names the op, its arguments and the user's line."""
+
+
+class VerificationError(FusecError):
+    """The IR broke one of its own rules: a defect of fusec. Shows the lines around the bad one."""
+
+
+class BuildError(FusecError):
+    """A kernel did not compile: names the kernel, the target and what the compiler said."""
+
+
+class TargetError(FusecError, RuntimeError):
+    """The target asked for is not there, for example "cuda" without a GPU."""
+
+
+class FallbackWarning(UserWarning):
+    """Something runs as eager PyTorch would: names the op, the reason and the user's line."""
+
+
+class CacheWarning(UserWarning):
+    """The kernel cache cannot be used; kernels are compiled in memory."""

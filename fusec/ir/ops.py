@@ -1,0 +1,225 @@
+"""The op table: every op an Instr may hold, with its arity, dtype rule and meaning.
+
+One row an op. `evaluate` is the meaning on CPU tensors, PyTorch's own; `codegen/triton.py` has the
+text of each row, and a test fails when a row is missing in either.
+
+    name       arity  result dtype     meaning
+    add        2      as the operands  torch.add
+    lt         2      bool             torch.lt
+    sum        1      as the operand   removes the axes in attrs["axes"]
+
+Operands of one op share a dtype (lowering inserts casts), but for `where`'s condition and masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+
+Evaluate = Callable[..., torch.Tensor]
+
+
+class OpKind(Enum):
+    NULLARY = "nullary"  # const, index
+    MEMORY = "memory"  # load, store
+    POINTWISE = "pointwise"
+    REDUCTION = "reduction"
+
+
+class Result(Enum):
+    """How an op's result dtype follows from its operands."""
+
+    SAME = "same"  # the operands' common dtype
+    BOOL = "bool"
+    FREE = "free"  # the Instr says
+    INDEX = "int64"
+
+
+@dataclass(frozen=True, slots=True)
+class OpInfo:
+    """A row of the table. cost: instructions a point on a GPU, roughly (an add is 1)."""
+
+    name: str
+    arity: int
+    result: Result
+    kind: OpKind
+    evaluate: Evaluate | None
+    cost: int = 1
+
+
+OPS: dict[str, OpInfo] = {}
+
+
+def _row(
+    name: str,
+    arity: int,
+    evaluate: Evaluate | None,
+    *,
+    result: Result = Result.SAME,
+    kind: OpKind = OpKind.POINTWISE,
+    cost: int = 1,
+) -> None:
+    OPS[name] = OpInfo(name, arity, result, kind, evaluate, cost)
+
+
+# -- leaves and memory ----------------------------------------------------------------------------
+_row("const", 0, None, result=Result.FREE, kind=OpKind.NULLARY, cost=0)  # attrs: value
+_row("index", 0, None, result=Result.INDEX, kind=OpKind.NULLARY)  # attrs: expr; the value of an index expression
+_row("load", 0, None, result=Result.FREE, kind=OpKind.MEMORY)  # args: [mask]; attrs: other
+_row("store", 1, None, result=Result.FREE, kind=OpKind.MEMORY)  # args: value [mask]
+
+# -- conversions ----------------------------------------------------------------------------------
+_row("cast", 1, None, result=Result.FREE)  # value conversion as Tensor.to; float to int truncates
+_row("bitcast", 1, None, result=Result.FREE)  # same bits, same size
+
+# -- unary ----------------------------------------------------------------------------------------
+for _name, _function, _cost in (
+    ("neg", torch.neg, 1),
+    ("abs", torch.abs, 1),
+    ("sign", torch.sgn, 2),
+    ("floor", torch.floor, 1),
+    ("ceil", torch.ceil, 1),
+    ("trunc", torch.trunc, 1),
+    ("round", torch.round, 1),  # half to even
+    ("exp", torch.exp, 4),
+    ("exp2", torch.exp2, 3),
+    ("expm1", torch.expm1, 12),
+    ("log", torch.log, 4),
+    ("log2", torch.log2, 3),
+    ("log10", torch.log10, 5),
+    ("log1p", torch.log1p, 12),
+    ("sqrt", torch.sqrt, 4),
+    ("rsqrt", torch.rsqrt, 3),
+    ("reciprocal", torch.reciprocal, 4),
+    ("sigmoid", torch.sigmoid, 8),
+    ("sin", torch.sin, 20),
+    ("cos", torch.cos, 20),
+    ("tan", torch.tan, 25),
+    ("asin", torch.asin, 20),
+    ("acos", torch.acos, 20),
+    ("atan", torch.atan, 20),
+    ("sinh", torch.sinh, 20),
+    ("cosh", torch.cosh, 20),
+    ("tanh", torch.tanh, 10),
+    ("asinh", torch.asinh, 25),
+    ("acosh", torch.acosh, 25),
+    ("atanh", torch.atanh, 25),
+    ("erf", torch.erf, 15),
+    ("erfc", torch.erfc, 20),
+    ("erfinv", torch.erfinv, 25),
+    ("lgamma", torch.lgamma, 40),
+):
+    _row(_name, 1, _function, cost=_cost)
+_row("isnan", 1, torch.isnan, result=Result.BOOL)
+_row("isinf", 1, torch.isinf, result=Result.BOOL)
+_row("signbit", 1, torch.signbit, result=Result.BOOL)
+_row("not", 1, torch.bitwise_not)  # logical on bool, bitwise on integers
+
+# -- binary ---------------------------------------------------------------------------------------
+
+
+def _floor_divide(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.div(a, b, rounding_mode="floor")
+
+
+def _truncated_divide(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.div(a, b, rounding_mode="trunc")
+
+
+for _name, _binary, _cost in (
+    ("add", torch.add, 1),
+    ("sub", torch.sub, 1),
+    ("mul", torch.mul, 1),
+    ("div", torch.true_divide, 6),  # floating operands
+    ("floordiv", _floor_divide, 8),  # rounds toward -inf, integers and floats
+    ("truncdiv", _truncated_divide, 8),  # rounds toward zero
+    ("mod", torch.remainder, 10),  # sign of the divisor (Python)
+    ("fmod", torch.fmod, 10),  # sign of the dividend (C)
+    ("pow", torch.pow, 30),
+    ("atan2", torch.atan2, 25),
+    ("copysign", torch.copysign, 1),
+    ("minimum", torch.minimum, 2),  # NaN if either is
+    ("maximum", torch.maximum, 2),
+    ("fmin", torch.fmin, 1),  # the other operand if one is NaN
+    ("fmax", torch.fmax, 1),
+    ("and", torch.bitwise_and, 1),
+    ("or", torch.bitwise_or, 1),
+    ("xor", torch.bitwise_xor, 1),
+    ("shl", torch.bitwise_left_shift, 1),
+    ("shr", torch.bitwise_right_shift, 1),
+):
+    _row(_name, 2, _binary, cost=_cost)
+for _name, _comparison in (
+    ("eq", torch.eq),
+    ("ne", torch.ne),
+    ("lt", torch.lt),
+    ("le", torch.le),
+    ("gt", torch.gt),
+    ("ge", torch.ge),
+):
+    _row(_name, 2, _comparison, result=Result.BOOL)
+
+_row("where", 3, torch.where)  # where(condition: bool, a, b); dtype of a and b
+
+# -- reductions -----------------------------------------------------------------------------------
+# attrs: axes. evaluate(value, dims) keeps the reduced dimensions with size 1.
+
+
+def _prod(value: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
+    for d in dims:
+        value = torch.prod(value, dim=d, keepdim=True)
+    return value
+
+
+def _arg_extreme(find: Any) -> Evaluate:
+    # args: value, position (int64, broadcastable). The position of the first extreme in the order of positions.
+    def evaluate(value: torch.Tensor, position: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
+        best = find(value, dim=dims, keepdim=True)
+        hit = (value == best) | (torch.isnan(value) if value.is_floating_point() else torch.zeros_like(value, dtype=torch.bool))
+        far = torch.iinfo(torch.int64).max
+        return torch.where(hit, position, far).amin(dim=dims, keepdim=True)
+
+    return evaluate
+
+
+for _name, _reduce, _arity in (
+    ("sum", lambda v, dims: torch.sum(v, dim=dims, keepdim=True, dtype=v.dtype), 1),
+    ("prod", _prod, 1),
+    ("max", lambda v, dims: torch.amax(v, dim=dims, keepdim=True), 1),  # NaN if any is
+    ("min", lambda v, dims: torch.amin(v, dim=dims, keepdim=True), 1),
+    ("any", lambda v, dims: torch.any(v, dim=dims, keepdim=True), 1),  # bool operand
+    ("all", lambda v, dims: torch.all(v, dim=dims, keepdim=True), 1),
+):
+    _row(_name, _arity, _reduce, kind=OpKind.REDUCTION)
+_row("argmax", 2, _arg_extreme(torch.amax), kind=OpKind.REDUCTION, result=Result.INDEX, cost=3)
+_row("argmin", 2, _arg_extreme(torch.amin), kind=OpKind.REDUCTION, result=Result.INDEX, cost=3)
+
+
+def is_reduction(op: str) -> bool:
+    return OPS[op].kind is OpKind.REDUCTION
+
+
+def identity(op: str, dtype: torch.dtype) -> int | float | bool:
+    """The value that leaves a reduction unchanged: what masked-out points contribute."""
+    if op in ("sum", "any"):
+        return False if dtype is torch.bool else 0
+    if op in ("prod", "all"):
+        return True if dtype is torch.bool else 1
+    lowest: float | int
+    highest: float | int
+    if dtype is torch.bool:
+        lowest, highest = False, True
+    elif dtype.is_floating_point:
+        lowest, highest = float("-inf"), float("inf")
+    else:
+        info = torch.iinfo(dtype)
+        lowest, highest = info.min, info.max
+    if op in ("max", "argmax"):
+        return lowest
+    if op in ("min", "argmin"):
+        return highest
+    raise KeyError(f"{op!r} is not a reduction; reductions are sum, prod, max, min, any, all, argmax, argmin")
