@@ -1,0 +1,201 @@
+"""Stages as numbered text files, kernels as scripts that run alone.
+
+Enters: a stage's text, or a KernelPlan with its KernelSource. Leaves: files.
+
+    FUSEC_DUMP=out python model.py
+    out/g0/01_program.txt  02_simplified.txt  03_schedule.txt  04_buffers.txt  05_wrapper.txt
+    out/g0/kernels/fused_rms_norm_0.py       python out/g0/kernels/fused_rms_norm_0.py runs it
+
+A kernel script holds the kernel's text unchanged, makes inputs, runs it (on the GPU, or in Triton's
+interpreter), checks it against the same SSA lines written in plain PyTorch, then times it. It needs
+torch and triton, and `fusec.kernels` where the kernel calls a device helper.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from fusec.inspect.reference import buffer_literal, expression_text, identifier, index_bounds, reference_text
+from fusec.ir.index import as_int
+from fusec.ir.kernels import KernelPlan, KernelSource, Tile
+from fusec.ir.types import Buffer
+
+__all__ = ["dump_stage", "kernel_script", "write_kernel_script"]
+
+# Largest difference to the reference: (relative, absolute). The reference sums in another order.
+_TOLERANCE = {torch.float64: (1e-9, 1e-9), torch.float32: (2e-5, 2e-5), torch.float16: (4e-3, 4e-3)}
+_LOW_TOLERANCE = (2e-2, 2e-2)  # bfloat16 and 8-bit floats
+
+
+def dump_stage(directory: str | Path, number: int, name: str, text: str) -> Path:
+    """Write one stage: dump_stage("out", 3, "schedule", text) -> out/03_schedule.txt."""
+    path = Path(directory) / f"{number:02d}_{_file_name(name)}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+    return path
+
+
+def write_kernel_script(path: str | Path, plan: KernelPlan, source: KernelSource, table: Mapping[str, Buffer]) -> Path:
+    """Write the kernel as a script that runs alone. `table`: the Schedule's buffers by name."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(kernel_script(plan, source, table), encoding="utf-8")
+    return path
+
+
+def kernel_script(plan: KernelPlan, source: KernelSource, table: Mapping[str, Buffer]) -> str:
+    """The script's text. Extents must be static."""
+    pointers = [p.name for p in source.params if p.kind == "pointer"]
+    assert len(pointers) == len(plan.buffers), f"{plan.name}: {len(pointers)} pointers, {len(plan.buffers)} buffers"
+    names = {b.name: identifier(pointer) for b, pointer in zip(plan.buffers, pointers, strict=True)}
+    kernel_text = re.sub(r"^from __future__ import .*\n+", "", source.text, flags=re.MULTILINE)
+    parts = (
+        _HEADER.format(name=plan.name, file=_file_name(plan.name), strategy=plan.strategy.value),
+        kernel_text.strip("\n"),
+        _RULE.format("inputs, reference, launch"),
+        _buffers_text(plan, names, table),
+        _MAKE_INPUTS,
+        reference_text(plan, names),
+        _launch_text(source, names, plan),
+        _MAIN.format(name=plan.name, bytes=plan.cost.bytes_read + plan.cost.bytes_written),
+    )
+    return "\n\n\n".join(parts)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]", "_", name)[:120] or "unnamed"
+
+
+def _buffers_text(plan: KernelPlan, names: Mapping[str, str], table: Mapping[str, Buffer]) -> str:
+    limits = index_bounds(plan)
+    reads = [b for b in plan.buffers if b.name in plan.reads]
+    rows = [f'    "{names[b.name]}": {buffer_literal(table.get(b.name, b))},' for b in plan.buffers]
+    tolerances = {
+        names[b.name]: _TOLERANCE.get(b.dtype, _LOW_TOLERANCE) if b.dtype.is_floating_point else (0.0, 0.0)
+        for b in plan.buffers
+        if b.name in plan.writes
+    }
+    used = {names[name]: limit for name, limit in limits.items()}
+    return "\n".join(
+        (
+            "# name: (dtype, shape, strides)",
+            "BUFFERS = {",
+            *rows,
+            "}",
+            f"READS = {tuple(names[b.name] for b in reads)}",
+            f"TOLERANCE = {tolerances}  # of each output: relative, absolute",
+            f"LARGEST = {used}  # of integers that are used as an index",
+        )
+    )
+
+
+def _launch_text(source: KernelSource, names: Mapping[str, str], plan: KernelPlan) -> str:
+    grid = ", ".join(
+        f"triton.cdiv({expression_text(extent)}, tile[{block!r}])" if block else expression_text(extent)
+        for extent, block in source.grid
+    )
+    arguments = [names[b.name] for b in plan.buffers]
+    sizes = [p.name for p in source.params if p.kind == "size"]
+    assert not sizes, f"{source.name} has symbolic sizes {sizes}: no script"
+    blocks = ", ".join(f"{p.name}=tile[{p.name!r}]" for p in source.params if p.kind == "block")
+    options = "num_warps=tile['num_warps'], num_stages=tile['num_stages']"
+    call = ", ".join(x for x in (*arguments, blocks, options) if x)
+    return "\n".join(
+        (
+            f"GPU_TILE = {_tile_literal(source, source.tile)}",
+            f"INTERPRETER_TILE = {_tile_literal(source, source.interpreter_tile)}",
+            "",
+            "",
+            f"def launch(tile, {', '.join(arguments)}):",
+            f"    {source.name}[({grid}{',' if len(source.grid) == 1 else ''})]({call})",
+        )
+    )
+
+
+def _tile_literal(source: KernelSource, tile: Tile) -> str:
+    """Blocks by the kernel's parameter names ("XBLOCK"), and the launch options."""
+    by_dim = {f"{dim.upper()}BLOCK": size for dim, size in tile.blocks}
+    by_dim |= dict(tile.blocks)
+    wanted = {p.name: by_dim[p.name] for p in source.params if p.kind == "block"}
+    wanted |= {block: by_dim[block] for _, block in source.grid if block}
+    return repr({**wanted, "num_warps": tile.num_warps, "num_stages": tile.num_stages})
+
+
+def static(buffer: Buffer) -> bool:
+    """True when a script can be written for it: every extent is a number."""
+    return all(as_int(n) is not None for n in (*buffer.shape, *buffer.strides))
+
+
+_HEADER = '''"""{name}: {strategy}. Runs alone: python {file}.py checks the kernel, then times it."""
+
+import os
+import time
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: the same text, run on the CPU'''
+
+_RULE = "# -- {} " + "-" * 60
+
+_MAKE_INPUTS = '''def make(name, device, generator):
+    """A tensor of the buffer's dtype, shape and strides: normal values, or random integers and bits."""
+    dtype, shape, strides = BUFFERS[name]
+    reach = sum((n - 1) * s for n, s in zip(shape, strides)) + 1 if 0 not in shape else 0
+    if name not in READS:
+        memory = torch.zeros(reach, dtype=dtype)
+    elif dtype is torch.bool:
+        memory = torch.rand(reach, generator=generator) < 0.5
+    elif dtype.is_floating_point:
+        memory = torch.randn(reach, generator=generator).to(dtype)
+    else:
+        memory = torch.randint(0, LARGEST.get(name, 100) + 1, (reach,), generator=generator).to(dtype)
+    return memory.to(device).as_strided(shape, strides)
+
+
+def make_inputs(device, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: make(name, device, generator) for name in BUFFERS}
+
+
+def copy(tensors):
+    """Same values, same strides, other memory."""
+    return {name: flat(t).clone().as_strided(t.shape, t.stride()) for name, t in tensors.items()}'''
+
+_MAIN = '''def check(tile, inputs):
+    """The kernel against the reference; returns the largest difference."""
+    expected, got = copy(inputs), copy(inputs)
+    reference(next(iter(inputs.values())).device, **expected)
+    launch(tile, **got)
+    largest = 0.0
+    for name, (relative, absolute) in TOLERANCE.items():
+        torch.testing.assert_close(
+            got[name], expected[name], rtol=relative, atol=absolute, equal_nan=True, msg=lambda m: f"{{name}}: {{m}}"
+        )
+        difference = (got[name].double() - expected[name].double()).abs().nan_to_num(0.0, 0.0, 0.0)
+        largest = max(largest, difference.max().item() if difference.numel() else 0.0)
+    return largest
+
+
+def main():
+    gpu = torch.cuda.is_available()
+    inputs = make_inputs("cuda" if gpu else "cpu")
+    tile = GPU_TILE if gpu else INTERPRETER_TILE
+    print(f"{name}: ok, largest difference {{check(tile, inputs):.3g}}")
+    if gpu:
+        milliseconds = triton.testing.do_bench(lambda: launch(tile, **inputs))
+        rate = {bytes} / milliseconds / 1e6
+        print(f"{{milliseconds * 1e3:.1f}} us, {{rate:.0f}} GB/s on {{torch.cuda.get_device_name()}}")
+    else:
+        start = time.perf_counter()
+        launch(tile, **inputs)
+        print(f"{{(time.perf_counter() - start) * 1e3:.1f}} ms in Triton's interpreter: no GPU here")
+
+
+if __name__ == "__main__":
+    main()
+'''
