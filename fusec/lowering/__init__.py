@@ -1,0 +1,14 @@
+"""Lowering: an FX graph of aten ops becomes a `Program` of loop nests and library calls.
+
+    lower(graph, config) -> Program
+
+Read registry.py (how an op is registered), ref.py (views), builder.py and context.py (how nests are built), lower.py
+(the walk), then any family. A new family is one more module in the import list below.
+"""
+
+from __future__ import annotations
+
+from fusec.lowering import pointwise
+from fusec.lowering.lower import lower
+
+__all__ = ["lower", "pointwise"]

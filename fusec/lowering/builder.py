@@ -1,0 +1,278 @@
+"""Building loop nests: SSA lines over axes, with dtype rules checked as each line is written.
+
+Enters: views (`Ref`), coordinates, Python numbers. Leaves: a `LoopNest`.
+
+    with ctx.nest((64,), reduced=(4096,)) as nest:         # axes p0<64, r0<4096
+        x = nest.load(ref, (nest.p[0], nest.r[0]))         # %0:bf16 = load x[4096*p0 + r0]
+        x = nest.cast(x, torch.float32)                    # %1:f32 = cast %0
+        total = nest.reduce("sum", x * x)                  # %2:f32 = mul %1, %1 ; %3:f32 = sum %2
+        nest.store(out, nest.p, total)                     # store ss[p0], %3
+
+Equal lines are written once. A Value carries its nest, so arithmetic reads as arithmetic; a Python number beside
+a Value becomes a constant of the Value's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Union
+
+import torch
+
+from fusec.ir.index import Expr, IndexLike, as_expr, as_int, value_symbol
+from fusec.ir.ops import OPS, OpKind, Result
+from fusec.ir.types import Access, AccessMode, Attr, Axis, AxisKind, Instr, LoopNest, Origin
+from fusec.lowering.ref import Ref
+
+Number = Union[bool, int, float]
+Operand = Union["Value", bool, int, float]
+
+LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype a kernel computes in: float32 for float16 and bfloat16, else the dtype itself."""
+    return torch.float32 if dtype in LOW_PRECISION else dtype
+
+
+class Value:
+    """One SSA value of a nest under construction."""
+
+    __slots__ = ("dtype", "name", "nest")
+
+    def __init__(self, nest: NestBuilder, name: str, dtype: torch.dtype) -> None:
+        self.nest, self.name, self.dtype = nest, name, dtype
+
+    def __add__(self, other: Operand) -> Value:
+        return self.nest.op("add", self, other)
+
+    def __radd__(self, other: Operand) -> Value:
+        return self.nest.op("add", other, self)
+
+    def __sub__(self, other: Operand) -> Value:
+        return self.nest.op("sub", self, other)
+
+    def __rsub__(self, other: Operand) -> Value:
+        return self.nest.op("sub", other, self)
+
+    def __mul__(self, other: Operand) -> Value:
+        return self.nest.op("mul", self, other)
+
+    def __rmul__(self, other: Operand) -> Value:
+        return self.nest.op("mul", other, self)
+
+    def __truediv__(self, other: Operand) -> Value:
+        return self.nest.op("div", self, other)
+
+    def __rtruediv__(self, other: Operand) -> Value:
+        return self.nest.op("div", other, self)
+
+    def __neg__(self) -> Value:
+        return self.nest.op("neg", self)
+
+    def __lt__(self, other: Operand) -> Value:
+        return self.nest.op("lt", self, other)
+
+    def __le__(self, other: Operand) -> Value:
+        return self.nest.op("le", self, other)
+
+    def __gt__(self, other: Operand) -> Value:
+        return self.nest.op("gt", self, other)
+
+    def __ge__(self, other: Operand) -> Value:
+        return self.nest.op("ge", self, other)
+
+    def __and__(self, other: Operand) -> Value:
+        return self.nest.op("and", self, other)
+
+    def __or__(self, other: Operand) -> Value:
+        return self.nest.op("or", self, other)
+
+    def __xor__(self, other: Operand) -> Value:
+        return self.nest.op("xor", self, other)
+
+    def __invert__(self) -> Value:
+        return self.nest.op("not", self)
+
+    def eq(self, other: Operand) -> Value:
+        return self.nest.op("eq", self, other)
+
+    def ne(self, other: Operand) -> Value:
+        return self.nest.op("ne", self, other)
+
+    def __repr__(self) -> str:
+        return f"{self.name}:{str(self.dtype).removeprefix('torch.')}"
+
+    def __bool__(self) -> bool:
+        raise TypeError("a value of a nest has no truth value while the nest is being built; use nest.where")
+
+
+class NestBuilder:
+    """SSA lines over parallel axes p0, p1, ... and reduced axes r0, r1, ....
+
+    p, r: the axes' symbols, the coordinates to read and write at (the constant 0 for an extent of 1).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parallel: Sequence[IndexLike],
+        reduced: Sequence[IndexLike] = (),
+        origin: Origin | None = None,
+        constants: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        self.name, self.origin = name, origin
+        self._constants = {} if constants is None else constants
+        self.parallel = tuple(Axis(f"p{i}", n) for i, n in enumerate(parallel))
+        self.reduced = tuple(Axis(f"r{i}", n, AxisKind.REDUCTION) for i, n in enumerate(reduced))
+        self.p: tuple[Expr, ...] = tuple(a.symbol for a in self.parallel)
+        self.r: tuple[Expr, ...] = tuple(a.symbol for a in self.reduced)
+        self._body: list[Instr] = []
+        self._known: dict[Instr, Value] = {}
+
+    # -- leaves -----------------------------------------------------------------------------------
+
+    def const(self, value: Number, dtype: torch.dtype) -> Value:
+        """A constant. Numbers are converted to the dtype as PyTorch converts a scalar."""
+        if dtype is torch.bool:
+            value = bool(value)
+        elif dtype.is_floating_point:
+            value = float(value)
+        else:
+            value = torch.tensor(value).to(dtype).item()  # wraps and truncates
+        return self._line("const", (), dtype, attrs=(("value", value),))
+
+    def index(self, expr: IndexLike, dtype: torch.dtype = torch.int64) -> Value:
+        """The value of an index expression, for example an arange."""
+        constant = as_int(expr)
+        if constant is not None:
+            return self.const(constant, dtype)
+        return self.cast(self._line("index", (), torch.int64, attrs=(("expr", as_expr(expr)),)), dtype)
+
+    def load(self, ref: Ref, where: Sequence[IndexLike], mask: Value | None = None, other: Number = 0) -> Value:
+        """The element of a view at coordinates; `other` where the mask is false."""
+        constant = self._constants.get(ref.buffer)
+        if constant is not None and constant.dim() == 0 and ref.dtype is ref.stored:
+            return self.const(constant.item(), ref.dtype)
+        access = Access(ref.buffer, ref.at(where))
+        if mask is None:
+            value = self._line("load", (), ref.stored, access)
+        else:
+            other = self._coerced(other, ref.stored)
+            value = self._line("load", (mask.name,), ref.stored, access, (("other", other),))
+        return value if ref.dtype is ref.stored else self._line("bitcast", (value.name,), ref.dtype)
+
+    def load_f32(self, ref: Ref, where: Sequence[IndexLike], mask: Value | None = None, other: Number = 0) -> Value:
+        """`load`, then `cast` to the dtype that kernels compute in (float32 for float16 and bfloat16)."""
+        return self.cast(self.load(ref, where, mask, other), compute_dtype(ref.dtype))
+
+    def as_index(self, value: Value, extent: IndexLike, *, wrap: bool = False) -> Expr:
+        """An integer value as an index expression, known to lie in [0, extent). wrap: -1 means the last."""
+        value = self.cast(value, torch.int64)
+        if wrap:
+            size = self.index(extent)
+            value = self.where(value < 0, value + size, value)
+        top = as_int(extent)
+        return as_expr_of(value, extent - 1 if top is None else max(top - 1, 0))
+
+    # -- lines ------------------------------------------------------------------------------------
+
+    def op(self, name: str, *operands: Operand) -> Value:
+        """A pointwise op of the table. Python numbers take the dtype of the Values beside them."""
+        info = OPS[name]
+        assert info.kind is OpKind.POINTWISE and name not in ("cast", "bitcast"), f"{name} is not a pointwise op"
+        assert len(operands) == info.arity, f"{name} takes {info.arity} operands, got {len(operands)}"
+        if name == "where":
+            condition, a, b = operands
+            assert isinstance(condition, Value)
+            return self.where(condition, a, b)
+        values = self._unified(name, operands)
+        dtype = torch.bool if info.result is Result.BOOL else values[0].dtype
+        return self._line(name, tuple(v.name for v in values), dtype)
+
+    def where(self, condition: Value, a: Operand, b: Operand) -> Value:
+        assert condition.dtype is torch.bool, f"where needs a bool condition, got {condition}"
+        left, right = self._unified("where", (a, b))
+        if left.name == right.name:
+            return left
+        return self._line("where", (condition.name, left.name, right.name), left.dtype)
+
+    def cast(self, value: Value, dtype: torch.dtype) -> Value:
+        """Value conversion as Tensor.to. Nothing is written when the dtype is already right."""
+        return value if value.dtype is dtype else self._line("cast", (value.name,), dtype)
+
+    def bitcast(self, value: Value, dtype: torch.dtype) -> Value:
+        assert value.dtype.itemsize == dtype.itemsize, f"bitcast of {value} to {dtype}"
+        return value if value.dtype is dtype else self._line("bitcast", (value.name,), dtype)
+
+    def reduce(
+        self, name: str, value: Value, position: Value | None = None, axes: Sequence[Axis] | None = None
+    ) -> Value:
+        """Reduce over the reduced axes (all of them unless `axes` says). argmax and argmin take a position."""
+        assert OPS[name].kind is OpKind.REDUCTION, f"{name} is not a reduction"
+        names = tuple(a.name for a in (self.reduced if axes is None else axes))
+        args = (value.name,) if position is None else (value.name, position.name)
+        assert len(args) == OPS[name].arity, f"{name} takes {OPS[name].arity} operands, got {len(args)}"
+        dtype = torch.int64 if OPS[name].result is Result.INDEX else value.dtype
+        return self._line(name, args, dtype, attrs=(("axes", names),))
+
+    def store(
+        self,
+        ref: Ref,
+        where: Sequence[IndexLike],
+        value: Value,
+        mask: Value | None = None,
+        mode: AccessMode = AccessMode.STORE,
+    ) -> None:
+        """Write a value. Rounding float32 to float16 or bfloat16 is the store's own; any other conversion is a cast."""
+        assert ref.dtype is ref.stored, "a bitcast view cannot be written"
+        if not (value.dtype is torch.float32 and ref.dtype in LOW_PRECISION):
+            value = self.cast(value, ref.dtype)
+        args = (value.name,) if mask is None else (value.name, mask.name)
+        access = Access(ref.buffer, ref.at(where), mode)
+        self._body.append(Instr(None, "store", args, ref.dtype, access, (), self.origin))
+
+    def finish(self) -> LoopNest:
+        assert any(i.out is None for i in self._body), f"nest {self.name} stores nothing"
+        return LoopNest(self.name, self.parallel + self.reduced, tuple(self._body))
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _line(
+        self,
+        op: str,
+        args: tuple[str, ...],
+        dtype: torch.dtype,
+        access: Access | None = None,
+        attrs: tuple[tuple[str, Attr], ...] = (),
+    ) -> Value:
+        key = Instr(None, op, args, dtype, access, tuple((n, _key(v)) for n, v in attrs))
+        found = self._known.get(key)
+        if found is not None:
+            return found
+        value = Value(self, f"%{len(self._known)}", dtype)
+        self._known[key] = value
+        self._body.append(Instr(value.name, op, args, dtype, access, attrs, self.origin))
+        return value
+
+    def _unified(self, name: str, operands: Sequence[Operand]) -> list[Value]:
+        dtypes = {o.dtype for o in operands if isinstance(o, Value)}
+        assert len(dtypes) == 1, f"operands of {name} must share a dtype, got {list(operands)}"
+        (dtype,) = dtypes
+        return [o if isinstance(o, Value) else self.const(o, dtype) for o in operands]
+
+    @staticmethod
+    def _coerced(value: Number, dtype: torch.dtype) -> Number:
+        if dtype is torch.bool:
+            return bool(value)
+        return float(value) if dtype.is_floating_point else int(value)
+
+
+def as_expr_of(value: Value, hi: IndexLike) -> Expr:
+    """An SSA value as an index expression in [0, hi]."""
+    return value_symbol(value.name, hi)
+
+
+def _key(value: Any) -> Any:
+    # 0.0 == -0.0, 1 == True and nan != nan: text tells constants apart.
+    return repr(value) if isinstance(value, bool | int | float) else value

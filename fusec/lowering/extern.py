@@ -1,0 +1,118 @@
+"""Library calls: what happens to an op that has no lowering, or whose lowering declined.
+
+Enters: an FX node with lowered arguments. Leaves: one `Extern` whose arguments are strided views.
+
+    x3 = extern aten.mm.default(view(relu, (64, 512), (512, 1)), view(weight, ...)) -> mm     # library call
+
+A view that is not strided (a rolled or flipped one) is copied first; an op that would return an alias of its
+input is called by its copying form; an op that writes an argument names the buffer in `mutates`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch.utils import _pytree as pytree
+
+from fusec.errors import LoweringError
+from fusec.ir.types import ExternArg, Role, TensorView
+from fusec.lowering.context import Context, op_hint, sizes
+from fusec.lowering.ref import Ref
+from fusec.lowering.registry import NotLowered
+
+# Packets for which a library is the right answer, by the name of the packet.
+LIBRARY = frozenset(
+    "mm addmm bmm baddbmm addbmm addmv mv dot vdot convolution cudnn_convolution _scaled_dot_product_flash_attention "
+    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention _scaled_dot_product_attention_math "
+    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_fused_attention_overrideable "
+    "scaled_dot_product_attention convolution_backward _scaled_mm _int_mm _grouped_mm sort topk kthvalue median "
+    "nanmedian mode unique_dim _unique2 unique_consecutive searchsorted bucketize _fft_r2c _fft_c2c _fft_c2r "
+    "linalg_qr _linalg_svd _linalg_eigh linalg_inv_ex linalg_cholesky_ex linalg_lu_factor_ex _linalg_solve_ex "
+    "linalg_lu linalg_householder_product _linalg_det _linalg_slogdet triangular_solve cholesky_solve lstm gru "
+    "_cudnn_rnn mkldnn_rnn_layer _embedding_bag grid_sampler_2d grid_sampler_3d ctc_loss _ctc_loss".split()
+)
+
+
+def lower_extern(ctx: Context, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str | None = None) -> Any:
+    """Keep the current node as a call; returns what the node's users see."""
+    target = copying_form(ctx.node.target)
+    mutated: list[Ref] = _mutated(target, args, kwargs)
+    inputs = pytree.tree_map_only(Ref, lambda x: _argument(ctx, x, x in mutated), (args, kwargs), is_leaf=_is_ref)
+    outputs, value = _results(ctx, target, args)
+    if reason is None:
+        name = target.overloadpacket.__name__ if isinstance(target, OpOverload) else str(target)
+        reason = "library call" if name in LIBRARY else f"no lowering for {ctx.node.target}"
+    mutates = tuple(dict.fromkeys(x.buffer for x in mutated))
+    ctx.extern(target, _frozen(inputs[0]), {k: _frozen(v) for k, v in inputs[1].items()}, outputs, reason, mutates)
+    return value
+
+
+def copying_form(target: Any) -> Any:
+    """aten.view_as_real -> aten.view_as_real_copy: the result gets memory of its own. Other ops as they are."""
+    if not isinstance(target, OpOverload) or not target.is_view:
+        return target
+    packet = getattr(torch.ops.aten, f"{target.overloadpacket.__name__}_copy", None)
+    return getattr(packet, target._overloadname, target) if packet is not None else target
+
+
+def _is_ref(value: Any) -> bool:
+    return isinstance(value, Ref)
+
+
+def _argument(ctx: Context, x: Ref, written: bool) -> TensorView:
+    if written:
+        found = x.tensor_view()
+        if found is None:
+            raise LoweringError(f"{ctx.origin.op} writes a view of {x.buffer!r} that is not strided: {x}")
+        return found
+    return ctx.view(x)
+
+
+def _mutated(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Ref]:
+    """The arguments that the op's schema says it writes."""
+    if not isinstance(target, OpOverload) or not target._schema.is_mutable:
+        return []
+    found: list[Ref] = []
+    for position, parameter in enumerate(target._schema.arguments):
+        if parameter.alias_info is not None and parameter.alias_info.is_write:
+            value = args[position] if position < len(args) else kwargs.get(parameter.name)
+            found += [v for v in pytree.tree_leaves(value, is_leaf=_is_ref) if isinstance(v, Ref)]
+    return found
+
+
+def _results(ctx: Context, target: Any, args: tuple[Any, ...]) -> tuple[list[str | None], Any]:
+    """Buffers for what the call returns: their names in order, and the value the graph sees."""
+    meta = ctx.node.meta.get("val")
+    returns_argument = isinstance(target, OpOverload) and target._schema.is_mutable
+    if returns_argument and isinstance(meta, torch.Tensor) and args and isinstance(args[0], Ref):
+        return [None], args[0]
+    metas = list(meta) if isinstance(meta, tuple | list) else [meta]
+    refs = [_result(ctx, m) for m in metas]
+    value = tuple(refs) if isinstance(meta, tuple | list) else refs[0]
+    return [None if r is None else r.buffer for r in refs], value
+
+
+def _result(ctx: Context, meta: Any) -> Ref | None:
+    if meta is None:
+        return None
+    if isinstance(meta, torch.Tensor):
+        if meta.layout is not torch.strided:
+            raise LoweringError(f"{ctx.origin.op} returns a {meta.layout} tensor")
+        return ctx.buffer(
+            op_hint(ctx.node), meta.dtype, sizes(meta.shape), sizes(meta.stride()), str(meta.device), Role.TEMPORARY
+        )
+    if ctx.node.users:
+        raise LoweringError(f"{ctx.origin.op} turns tensor data into a Python number that later ops use")
+    return None
+
+
+def _frozen(value: Any) -> ExternArg:
+    """Lists become tuples, so that the argument can be hashed."""
+    if isinstance(value, tuple | list):
+        return tuple(_frozen(v) for v in value)
+    return value
+
+
+__all__ = ["LIBRARY", "NotLowered", "copying_form", "lower_extern"]

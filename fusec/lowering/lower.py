@@ -1,0 +1,229 @@
+"""The pass `lower`: an FX graph of aten ops in, a `Program` of loop nests and library calls out.
+
+    def f(x, w): return torch.relu(x + w)
+
+    before   %add = aten.add.Tensor(%x, %w);  %relu = aten.relu.default(%add)
+    after    nest n0 (p0<17): %0 = load x[p0]; %1 = load w[p0]; %2 = add %0, %1; store add[p0], %2
+             nest n1 (p0<17): %0 = load add[p0]; %1 = const 0; %2 = maximum %0, %1; store relu[p0], %2
+
+One walk in graph order. A view op leaves no nest; an op that has no lowering, or whose lowering declines or
+fails, becomes a library call. Nothing an op does can stop the walk unless `config.strict` asks for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import fx
+
+from fusec.config import Config
+from fusec.errors import FallbackWarning, LoweringError
+from fusec.ir.index import as_int
+from fusec.ir.types import Extern, Origin, Output, Program, Role, TensorView
+from fusec.lowering.context import Context, is_dense, sizes
+from fusec.lowering.extern import lower_extern
+from fusec.lowering.origin import describe, origin_of
+from fusec.lowering.ref import Ref
+from fusec.lowering.registry import NotLowered, find_lowering
+
+log = logging.getLogger("fusec.lowering")
+
+
+class Graph(Protocol):
+    """What lowering needs of a captured graph; `fusec.capture.CapturedGraph` is one."""
+
+    @property
+    def graph_module(self) -> fx.GraphModule: ...
+    @property
+    def names(self) -> Sequence[str]: ...
+
+
+def lower(graph: Graph, config: Config | None = None, name: str = "program") -> Program:
+    """Lower a captured graph. LoweringError, naming the op and the user's line, when that is impossible."""
+    walk = _Walk(graph, config or Config())
+    for node in graph.graph_module.graph.nodes:
+        walk.visit(node)
+    return walk.program(name)
+
+
+class _Walk:
+    """The state of one walk: the Context and what each FX node stands for."""
+
+    def __init__(self, graph: Graph, config: Config) -> None:
+        self.graph = graph
+        nodes = list(graph.graph_module.graph.nodes)
+        self.context = Context(config, _device(nodes), nodes[0], Origin("", ""))
+        self.env: dict[fx.Node, Any] = {}
+        self.inputs: list[str | None] = []
+        self.outputs: tuple[Output, ...] = ()
+        self.position = {node: i for i, node in enumerate(nodes)}
+
+    def visit(self, node: fx.Node) -> None:
+        ctx = self.context
+        ctx.node, ctx.origin = node, origin_of(node)
+        if node.op == "placeholder":
+            self.env[node] = self._placeholder(node)
+        elif node.op == "get_attr":
+            self.env[node] = self._constant(node)
+        elif node.op == "output":
+            self.outputs = self._outputs(node)
+        elif node.target is operator.getitem:
+            container, index = self._lowered(node.args)
+            self.env[node] = container[index]
+        else:
+            self.env[node] = self._call(node)
+
+    # -- leaves -----------------------------------------------------------------------------------
+
+    def _placeholder(self, node: fx.Node) -> Any:
+        meta = node.meta.get("val")
+        names = self.graph.names
+        hint = names[len(self.inputs)] if len(self.inputs) < len(names) else node.name
+        if not isinstance(meta, torch.Tensor):
+            self.inputs.append(None)
+            return meta
+        if meta.layout is not torch.strided:
+            raise LoweringError(f"input {hint!r} is a {meta.layout} tensor; inputs are strided tensors")
+        ref = self.context.buffer(
+            hint, meta.dtype, sizes(meta.shape), sizes(meta.stride()), str(meta.device), Role.INPUT
+        )
+        self.inputs.append(ref.buffer)
+        return ref
+
+    def _constant(self, node: fx.Node) -> Any:
+        value: Any = self.graph.graph_module
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        if not isinstance(value, torch.Tensor):
+            return value
+        hint = str(node.target).rsplit(".", 1)[-1].strip("_")
+        ref = self.context.buffer(
+            hint, value.dtype, sizes(value.shape), sizes(value.stride()), str(value.device), Role.CONSTANT
+        )
+        self.context.constants[ref.buffer] = value
+        return ref
+
+    # -- calls ------------------------------------------------------------------------------------
+
+    def _lowered(self, arguments: Any) -> Any:
+        return fx.map_arg(arguments, lambda n: self.env[n])
+
+    def _call(self, node: fx.Node) -> Any:
+        ctx = self.context
+        args, kwargs = self._lowered(node.args), self._lowered(node.kwargs)
+        self._protect_from_writes(node, args)
+        function = find_lowering(node.target)
+        if function is None:
+            log.info("library call: %s (%s)", node.target, describe(ctx.origin))
+            return self._extern(args, kwargs, None)
+        saved = (dict(ctx.buffers), list(ctx.nodes))
+        try:
+            return function(ctx, *args, **kwargs)
+        except NotLowered as refusal:
+            reason = str(refusal)
+            log.info("library call: %s: %s (%s)", node.target, reason, describe(ctx.origin))
+        except Exception as error:
+            reason = f"lowering failed: {type(error).__name__}: {error}"
+            message = f"{node.target}({_describe_args(args, kwargs)}) at {describe(ctx.origin)}: {reason}"
+            if ctx.config.strict:
+                raise LoweringError(message) from error
+            warnings.warn(f"{message}; it runs as a library call", FallbackWarning, stacklevel=2)
+        ctx.buffers, ctx.nodes = saved
+        return self._extern(args, kwargs, reason)
+
+    def _extern(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str | None) -> Any:
+        try:
+            return lower_extern(self.context, args, kwargs, reason)
+        except (NotLowered, LoweringError) as error:
+            origin = self.context.origin
+            raise LoweringError(
+                f"{origin.op}({_describe_args(args, kwargs)}) at {describe(origin)}: {error}"
+            ) from error
+
+    def _protect_from_writes(self, node: fx.Node, args: tuple[Any, ...]) -> None:
+        """Before an op writes its first argument, copy the views of that buffer that are read later.
+
+        y = roll(x); x.copy_(z); return y   # y is an index expression over x: it must keep the old x
+        """
+        target = node.target
+        if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
+            return
+        written = {a.buffer for a in args[:1] if isinstance(a, Ref)}
+        now = self.position[node]
+        for other, value in list(self.env.items()):
+            if other.op == "placeholder" or not isinstance(value, Ref) or value.buffer not in written:
+                continue
+            if any(self.position[user] > now for user in other.users):
+                self.env[other] = self.context.materialize(value)
+
+    # -- outputs ----------------------------------------------------------------------------------
+
+    def _outputs(self, node: fx.Node) -> tuple[Output, ...]:
+        returned = node.args[0] if isinstance(node.args[0], tuple | list) else (node.args[0],)
+        return tuple(self._output(n) for n in returned)
+
+    def _output(self, node: Any) -> Output:
+        if not isinstance(node, fx.Node):
+            return node  # type: ignore[no-any-return]
+        value = self.env[node]
+        if not isinstance(value, Ref):
+            if value is None or isinstance(value, int | torch.SymInt):
+                return value  # type: ignore[return-value]
+            raise LoweringError(f"output {node.name!r} is a {type(value).__name__}; outputs are tensors, ints or None")
+        self.context.node, self.context.origin = node, origin_of(node)
+        strides = sizes(node.meta["val"].stride())
+        view = value.tensor_view(strides)
+        if view is not None and _same_strides(view, strides):
+            return view
+        copy = self.context.materialize(value, strides if is_dense(value.shape, strides) else None, hint=node.name)
+        return copy.tensor_view(strides)
+
+    def program(self, name: str) -> Program:
+        ctx = self.context
+        whole = {o.buffer for o in self.outputs if isinstance(o, TensorView)}
+        buffers = tuple(
+            replace(b, role=Role.OUTPUT) if b.name in whole and b.role is Role.TEMPORARY else b
+            for b in ctx.buffers.values()
+        )
+        used = {n for node in ctx.nodes for n in (*node.reads, *node.writes)} | whole | set(self.inputs)
+        kept = tuple(b for b in buffers if b.name in used)
+        constants = tuple((n, t) for n, t in ctx.constants.items() if n in used)
+        return Program(name, kept, tuple(ctx.nodes), tuple(self.inputs), self.outputs, constants)
+
+
+def _same_strides(view: TensorView, strides: Sequence[int]) -> bool:
+    if any(n == 0 for n in view.shape):
+        return True
+    return all(n == 1 or as_int(a) == b for n, a, b in zip(view.shape, view.strides, strides, strict=True))
+
+
+def _device(nodes: Sequence[fx.Node]) -> str:
+    """Where nests run: the first CUDA device that a value of the graph lives on, else the CPU."""
+    found: dict[str, None] = {}
+    for node in nodes:
+        meta = node.meta.get("val")
+        for value in meta if isinstance(meta, tuple | list) else (meta,):
+            if isinstance(value, torch.Tensor):
+                found.setdefault(str(value.device))
+    return next((d for d in found if not d.startswith("cpu")), "cpu")
+
+
+def _describe_args(args: Sequence[Any], kwargs: dict[str, Any]) -> str:
+    def show(value: Any) -> str:
+        if isinstance(value, Ref):
+            dims = ", ".join(str(n) for n in value.shape)
+            return f"{value.buffer}: {str(value.dtype).removeprefix('torch.')}[{dims}]"
+        if isinstance(value, tuple | list):
+            return "[" + ", ".join(show(v) for v in value) + "]"
+        return repr(value)
+
+    return ", ".join([*(show(a) for a in args), *(f"{k}={show(v)}" for k, v in kwargs.items())])
+
+
+__all__ = ["Extern", "Graph", "lower"]
