@@ -1,0 +1,158 @@
+"""Which composite aten ops are rewritten during capture, and into what.
+
+Enters: nothing. Leaves: `decomposition_table()`, {OpOverload: function} for AOTAutograd.
+
+    aten.native_layer_norm(x, [n], w, b, eps)  ->  var_mean, sub, add, rsqrt, mul, mul, add
+
+Kept whole, because lowering knows a better form than the rewrite: softmax, log_softmax, var, var_mean,
+mean, logsumexp, gelu, silu and the other named pointwise functions. Kept whole, because a library is
+faster: matmuls, convolutions, scaled_dot_product_attention and its backends, sort, topk. Every rewrite
+computes float16 and bfloat16 in float32 inside and rounds once, as the eager kernel does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import get_decompositions
+
+# torch._decomp.get_decompositions: checked with torch 2.11.0 and 2.13.0.
+
+__all__ = ["KEPT", "decomposition_table"]
+
+aten = torch.ops.aten
+prims = torch.ops.prims
+Decomposition = Callable[..., Any]
+
+# Rewrites of torch itself, by family. A name is an OpOverloadPacket, or an overload "name.overload".
+_POINTWISE = """
+    addcdiv addcmul celu clamp_max clamp_min deg2rad rad2deg elu frac glu hardshrink hardsigmoid hardswish hardtanh
+    heaviside isneginf isposinf leaky_relu lerp log_sigmoid_forward logaddexp logaddexp2 logit mish mvlgamma
+    nan_to_num _prelu_kernel rsub sinc softplus softshrink special_entr special_log_ndtr special_xlog1py threshold
+    xlogy huber_loss l1_loss mse_loss smooth_l1_loss soft_margin_loss binary_cross_entropy
+    binary_cross_entropy_with_logits _euclidean_dist.default addr
+"""
+_FACTORIES = """
+    arange.default arange.start block_diag diag_embed eye hann_window linspace logspace new_empty new_full new_ones
+    new_zeros ones ones_like zeros zeros_like empty_like fill zero
+"""
+_VIEWS = """
+    _reshape_alias detach channel_shuffle expand_as narrow pixel_shuffle pixel_unshuffle rot90 stack squeeze_copy
+    split.Tensor t t_copy transpose.int transpose_copy unbind unfold_copy unsafe_split.Tensor unsafe_split_with_sizes
+    unsqueeze_copy _unsafe_view view_as_complex expand_copy alias_copy diagonal_copy split_with_sizes_copy
+"""
+_REDUCTIONS = """
+    aminmax count_nonzero nansum norm.ScalarOpt_dtype norm.Scalar norm.ScalarOpt_dim_dtype norm.ScalarOpt_dim
+    std_mean.correction trace _safe_softmax nll_loss_forward nll_loss2d_forward
+"""
+_NORMS = """
+    _native_batch_norm_legit _native_batch_norm_legit.no_stats _native_batch_norm_legit_functional
+    _native_batch_norm_legit_no_training native_batch_norm cudnn_batch_norm _fused_rms_norm _weight_norm_interface
+"""
+_INDEXING = """
+    index_add.default index_copy.default index_fill.int_Scalar index_fill.int_Tensor isin masked_fill select_scatter
+    take tril triu select_backward slice_backward diagonal_backward
+"""
+_BACKWARD = """
+    elu_backward gelu_backward glu_backward hardsigmoid_backward hardswish_backward hardtanh_backward
+    huber_loss_backward leaky_relu_backward log_sigmoid_backward _log_softmax_backward_data logit_backward
+    mish_backward mse_loss_backward native_batch_norm_backward native_dropout_backward native_group_norm_backward
+    native_layer_norm_backward _fused_rms_norm_backward nll_loss_backward nll_loss2d_backward _prelu_kernel_backward
+    sigmoid_backward silu_backward silu_backward.grad_input smooth_l1_loss_backward soft_margin_loss_backward
+    _softmax_backward_data softplus_backward tanh_backward threshold_backward binary_cross_entropy_backward
+    cudnn_batch_norm_backward
+"""
+
+# Names that must never be rewritten; a test holds the table to it.
+_KEPT_WHOLE = """
+    _softmax _log_softmax var var_mean mean sum amax amin prod logsumexp gelu silu sigmoid tanh relu addmm mm bmm
+    baddbmm convolution scaled_dot_product_attention _scaled_dot_product_flash_attention
+    _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
+    _scaled_dot_product_flash_attention_for_cpu sort topk index gather scatter embedding native_dropout bernoulli
+"""
+KEPT = tuple(_KEPT_WHOLE.split())
+
+_LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+
+def _computation(x: Tensor) -> Tensor:
+    return x.to(torch.float32) if x.dtype in _LOW_PRECISION else x
+
+
+def _scale_shift(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if weight is not None:
+        x = x * weight
+    return x if bias is None else x + bias
+
+
+def _statistics_dtype(x: Tensor) -> torch.dtype | None:
+    # CPU kernels return mean and rstd in the input's dtype, CUDA kernels in float32.
+    return x.dtype if x.device.type == "cpu" else None
+
+
+def _native_layer_norm(
+    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y = (x - mean) * rsqrt(var + eps) * weight + bias over the last len(normalized_shape) dimensions."""
+    values = _computation(x)
+    dims = list(range(x.dim() - len(normalized_shape), x.dim()))
+    var, mean = torch.var_mean(values, dims, correction=0, keepdim=True)
+    rstd = torch.rsqrt(var + eps)
+    y = _scale_shift((values - mean) * rstd, weight, bias).to(x.dtype)
+    kept = _statistics_dtype(x)
+    return (y, mean, rstd) if kept is None else (y, mean.to(kept), rstd.to(kept))
+
+
+def _native_group_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, hxw: int, group: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y = (x - mean) * rsqrt(var + eps) * weight + bias; statistics over each of `group` sets of channels."""
+    values = _computation(x).reshape(n, group, c // group, hxw)
+    var, mean = torch.var_mean(values, [2, 3], correction=0, keepdim=True)
+    rstd = torch.rsqrt(var + eps)
+    shape = [1, group, c // group, 1]
+    weight, bias = (v if v is None else v.reshape(shape) for v in (weight, bias))
+    y = _scale_shift((values - mean) * rstd, weight, bias).to(x.dtype).reshape(x.shape)
+    mean, rstd = mean.reshape(n, group), rstd.reshape(n, group)
+    kept = _statistics_dtype(x)
+    return (y, mean, rstd) if kept is None else (y, mean.to(kept), rstd.to(kept))
+
+
+def _convert_element_type(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return aten._to_copy.default(x, dtype=dtype)  # type: ignore[no-any-return]
+
+
+def _own() -> dict[Any, Decomposition]:
+    return {
+        aten.native_layer_norm.default: _native_layer_norm,
+        aten.native_group_norm.default: _native_group_norm,
+        # torch's own rewrites speak prims; lowering speaks aten.
+        prims.convert_element_type.default: _convert_element_type,
+    }
+
+
+def _resolve(names: str) -> list[Any]:
+    found: list[Any] = []
+    for name in names.split():
+        packet_name, _, overload = name.partition(".")
+        packet = getattr(aten, packet_name, None)
+        if packet is not None:  # an op of a newer torch
+            found.append(getattr(packet, overload) if overload else packet)
+    return found
+
+
+@lru_cache(maxsize=1)
+def _cached_table() -> dict[Any, Decomposition]:
+    families = (_POINTWISE, _FACTORIES, _VIEWS, _REDUCTIONS, _NORMS, _INDEXING, _BACKWARD)
+    table: dict[Any, Decomposition] = dict(get_decompositions(_resolve(" ".join(families))))
+    table.update(_own())
+    return table
+
+
+def decomposition_table() -> dict[Any, Decomposition]:
+    """{OpOverload: function of the same signature}; a fresh dict, free to change."""
+    return dict(_cached_table())

@@ -1,0 +1,188 @@
+"""The torch.compile backend: Dynamo's graph through AOTAutograd into `compile_graph`.
+
+Enters: Dynamo's GraphModule and example inputs. Leaves: a callable for Dynamo to run in its place.
+
+    backend(gm, inputs, compile_graph=lambda g: g.graph_module.forward)
+
+AOTAutograd makes the graph functional, applies `capture.decompositions` and, when a gradient is
+needed, splits it into a forward and a backward graph by min-cut rematerialization. `compile_graph` is
+called once per graph, with a `CapturedGraph`, and returns a callable over its inputs.
+Graphs with symbolic sizes are compiled when they are called, once per tuple of sizes.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.exc import TensorifyScalarRestartAnalysis
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch.fx import GraphModule, Node
+
+from fusec.capture.decompositions import decomposition_table
+from fusec.capture.graph import CapturedGraph, is_symbolic, readable_name
+from fusec.capture.specialize import signature, specialize
+
+# torch._dynamo, torch._functorch: checked with torch 2.11.0 and 2.13.0.
+
+__all__ = ["RESTARTS", "CapturedGraph", "CompileGraph", "backend", "graph_break_reason", "placeholder_names"]
+
+Compiled = Callable[..., Any]
+CompileGraph = Callable[[CapturedGraph], Compiled]
+
+# Raised through a backend to make Dynamo trace again: never a failure.
+RESTARTS: tuple[type[BaseException], ...] = (TensorifyScalarRestartAnalysis,)
+
+_PRIMAL = re.compile(r"^primals_(\d+)$")
+_ARGUMENT = re.compile(r"^arg(\d+)_1$")
+_TANGENT = re.compile(r"^tangents_(\d+)$")
+
+
+def backend(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    compile_graph: CompileGraph,
+    name: str = "graph",
+    version_limit: int | None = None,
+    on_limit: Callable[[CapturedGraph, int], None] | None = None,
+) -> Compiled:
+    """Compile Dynamo's graph; `compile_graph` sees one inference graph, or a forward and later a backward.
+
+    name:          of the graph; a backward graph is called `<name>_backward`.
+    version_limit: tuples of sizes compiled for one symbolic graph; beyond it new sizes run the aten graph
+                   eagerly, and `on_limit(graph, limit)` is told once. None: no limit.
+    """
+    sources = dynamo_names(gm)
+
+    def compiler(kind: str) -> Callable[[GraphModule, Sequence[Any]], Compiled]:
+        def compile_aten(graph_module: GraphModule, inputs: Sequence[Any]) -> Compiled:
+            _clone_constants(graph_module)
+            graph = CapturedGraph(
+                graph_module,
+                tuple(inputs),
+                placeholder_names(graph_module, sources),
+                kind,
+                f"{name}_backward" if kind == "backward" else name,
+            )
+            if not is_symbolic(inputs):
+                return _boxed(compile_graph(graph))
+            return _boxed(_Versions(graph, compile_graph, version_limit, on_limit))
+
+        return compile_aten
+
+    compile_function = aot_autograd(
+        fw_compiler=compiler("forward"),
+        bw_compiler=compiler("backward"),
+        inference_compiler=compiler("inference"),
+        decompositions=decomposition_table(),
+        partition_fn=min_cut_rematerialization_partition,
+    )
+    compiled: Compiled = compile_function(gm, list(example_inputs))
+    return compiled
+
+
+def _clone_constants(graph_module: GraphModule) -> None:
+    """lift_fresh_copy(constant) -> clone(constant): it is traced below the decomposition table."""
+    for node in graph_module.graph.nodes:
+        if node.target is torch.ops.aten.lift_fresh_copy.default:
+            node.target = torch.ops.aten.clone.default
+    graph_module.recompile()
+
+
+class _Versions:
+    """A symbolic graph as a table: tuple of sizes -> compiled static graph."""
+
+    def __init__(
+        self,
+        graph: CapturedGraph,
+        compile_graph: CompileGraph,
+        limit: int | None,
+        on_limit: Callable[[CapturedGraph, int], None] | None,
+    ) -> None:
+        self.graph, self.compile_graph, self.limit, self.on_limit = graph, compile_graph, limit, on_limit
+        self.versions: dict[Any, Compiled] = {}
+        self.told = False
+        self.lock = threading.Lock()
+
+    def __call__(self, *inputs: Any) -> Any:
+        key = signature(inputs)
+        compiled = self.versions.get(key)
+        if compiled is None:
+            compiled = self._compile(key, inputs)
+        return compiled(*inputs)
+
+    def _compile(self, key: Any, inputs: Sequence[Any]) -> Compiled:
+        with self.lock:
+            if key in self.versions:
+                return self.versions[key]
+            if self.limit is not None and len(self.versions) >= self.limit:
+                if not self.told and self.on_limit is not None:
+                    self.on_limit(self.graph, self.limit)
+                self.told = True
+                return self.graph.graph_module.forward
+            self.versions[key] = self.compile_graph(specialize(self.graph, inputs))
+            return self.versions[key]
+
+
+def _boxed(compiled: Compiled) -> Compiled:
+    """AOTAutograd's calling convention: one list, emptied, so that inputs can be freed."""
+
+    def call(arguments: list[Any]) -> Any:
+        inputs = tuple(arguments)
+        arguments.clear()
+        return compiled(*inputs)
+
+    call._boxed_call = True  # type: ignore[attr-defined]
+    return call
+
+
+# -- names ----------------------------------------------------------------------------------------
+
+
+def dynamo_names(gm: GraphModule) -> tuple[str, ...]:
+    """The user's name of each placeholder of Dynamo's graph."""
+    return tuple(_dynamo_name(node) for node in gm.graph.nodes if node.op == "placeholder")
+
+
+def _dynamo_name(node: Node) -> str:
+    argument = node.meta.get("grapharg")
+    source = getattr(argument, "source", None) if argument is not None else getattr(node, "_dynamo_source", None)
+    name = getattr(source, "name", None)
+    text = name() if callable(name) else name  # a method before torch 2.12, a property since
+    return readable_name(text) if isinstance(text, str) and text else str(node.target)
+
+
+def placeholder_names(graph_module: GraphModule, sources: Sequence[str]) -> tuple[str, ...]:
+    """The user's name of each placeholder of an aten graph, given the names of Dynamo's placeholders."""
+    return tuple(_aten_name(node, sources) for node in graph_module.graph.nodes if node.op == "placeholder")
+
+
+def _aten_name(node: Node, sources: Sequence[str]) -> str:
+    described = node.meta.get("desc")
+    target = getattr(described, "target", None)
+    if isinstance(target, str):  # a parameter that AOTAutograd lifted
+        return target
+    index = getattr(described, "idx", None)
+    name = str(node.target)
+    if not isinstance(index, int):
+        match, base = (_PRIMAL.match(name), 1) if _PRIMAL.match(name) else (_ARGUMENT.match(name), 0)
+        index = int(match.group(1)) - base if match else None
+    if index is not None and 0 <= index < len(sources):
+        return sources[index]
+    tangent = _TANGENT.match(name)
+    return f"grad_{tangent.group(1)}" if tangent else name
+
+
+def graph_break_reason(gm: GraphModule) -> str | None:
+    """Why Dynamo ended this graph early, with the user's line; None when it reached the function's end."""
+    reason = getattr(gm, "compile_subgraph_reason", None)
+    if reason is None or not reason.graph_break:
+        return None
+    frames = list(reason.user_stack)
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return str(reason.reason).strip().splitlines()[0] + where
