@@ -19,12 +19,12 @@ Rules (d, m > 0; x an expression; each is proved against brute force in tests/ir
 
     (d*q + x) // d            ->  q + x // d
     x // d                    ->  c              if floor(x/d) is c over the whole range of x
-    (g*x + c) // (g*d)        ->  (x) // d       for 0 <= c < g
+    (g*x + y) // (g*d)        ->  x // d         if 0 <= y < g
     (x // d) // m             ->  x // (d*m)
     (x % (d*m)) // d          ->  (x // d) % m
     (d*q + x) % d             ->  x % d
     x % d                     ->  x              if 0 <= x < d
-    (g*x + c) % (g*d)         ->  g*(x % d) + c  for 0 <= c < g
+    (g*x + y) % (g*d)         ->  g*(x % d) + y  if 0 <= y < g
     (c*(x % (d*m)) + y) % d   ->  (c*x + y) % d
     d*(x // d) + x % d        ->  x
 """
@@ -47,12 +47,12 @@ __all__ = [
     "as_int",
     "axis_symbol",
     "bounds",
+    "delinearize",
     "evaluate",
     "floordiv",
     "is_nonnegative",
     "less_than",
     "linearize",
-    "delinearize",
     "mod",
     "product",
     "size_symbol",
@@ -108,7 +108,7 @@ class FloorDiv(Atom):
 
     def __init__(self, num: Expr, den: Expr) -> None:
         self.num, self.den = num, den
-        self.key = f"({num})//{den if den.is_simple else f'({den})'}"
+        self.key = f"{_operand(num)}//{_operand(den)}"
         self._hash = hash(("//", num, den))
 
     def __eq__(self, other: object) -> bool:
@@ -124,7 +124,7 @@ class Mod(Atom):
 
     def __init__(self, num: Expr, den: Expr) -> None:
         self.num, self.den = num, den
-        self.key = f"({num})%{den if den.is_simple else f'({den})'}"
+        self.key = f"{_operand(num)}%{_operand(den)}"
         self._hash = hash(("%", num, den))
 
     def __eq__(self, other: object) -> bool:
@@ -236,11 +236,16 @@ class Expr:
         return str(self)
 
 
+def _operand(expr: Expr) -> str:
+    return str(expr) if expr.is_simple else f"({expr})"
+
+
 def _to_text(expr: Expr) -> str:
     parts: list[str] = []
     for monomial, coefficient in expr.terms:
-        body = "*".join(a.key if isinstance(a, Sym) else f"({a.key})" for a in monomial)
         magnitude = abs(coefficient)
+        alone = coefficient == 1 and len(monomial) == 1  # a product of divisions needs parentheses
+        body = "*".join(a.key if alone or isinstance(a, Sym) else f"({a.key})" for a in monomial)
         text = body if body and magnitude == 1 else f"{magnitude}*{body}" if body else str(magnitude)
         sign = "-" if coefficient < 0 else "+"
         parts.append(f" {sign} {text}" if parts else (f"-{text}" if coefficient < 0 else text))
@@ -394,12 +399,19 @@ def _split_symbolic(num: Expr, den: Expr) -> tuple[Expr, Expr]:
     return Expr(_sorted_terms(quotient)), Expr(_sorted_terms(rest))
 
 
-def _common_factor(rest: Expr, den: int) -> int:
-    result = den
-    for monomial, coefficient in rest.terms:
-        if monomial:
-            result = gcd(result, coefficient)
-    return result
+def _split_digit(rest: Expr, den: int) -> tuple[int, Expr, Expr] | None:
+    """(g, high, low) with rest = g*high + low, 0 <= low < g, g > 1 and g dividing den; None when there is none.
+
+    The largest such g leaves the smallest division: (64*p0 + 8*p1 + p2) // 16 with p1, p2 < 8 has g = 8.
+    """
+    factors = {gcd(den, coefficient) for monomial, coefficient in rest.terms if monomial}
+    for g in sorted(factors - {1}, reverse=True):
+        high = tuple((m, c // g) for m, c in rest.terms if m and c % g == 0)
+        low = Expr(tuple((m, c if m else c % g) for m, c in rest.terms if c % g))
+        lo, hi = bounds(low)
+        if lo is not None and lo >= 0 and hi is not None and hi < g:
+            return g, Expr(high) + rest.constant // g, low
+    return None
 
 
 def floordiv(num: IndexLike, den: IndexLike) -> Expr:
@@ -416,6 +428,8 @@ def mod(num: IndexLike, den: IndexLike) -> Expr:
 def _floordiv(num: Expr, den: Expr) -> Expr:
     if not den.is_constant:
         quotient, rest = _split_symbolic(num, den)
+        if not rest.terms:
+            return quotient
         if is_nonnegative(rest) and is_nonnegative(den - 1 - rest):
             return quotient
         return quotient + _atom_expr(FloorDiv(rest, den))
@@ -428,11 +442,10 @@ def _floordiv(num: Expr, den: Expr) -> Expr:
     lo, hi = bounds(rest)
     if lo is not None and hi is not None and lo // d == hi // d:
         return quotient + lo // d
-    g = _common_factor(rest, d)
-    if g > 1:
-        constant = rest.constant
-        reduced = Expr(tuple((m, c // g) for m, c in rest.terms if m)) + constant // g
-        return quotient + _floordiv(reduced, _int_expr(d // g))
+    split = _split_digit(rest, d)
+    if split is not None:
+        g, high, _ = split
+        return quotient + _floordiv(high, _int_expr(d // g))
     atom = rest.single_atom()
     if isinstance(atom, FloorDiv) and atom.den.is_constant:
         return quotient + _floordiv(atom.num, atom.den * d)
@@ -445,6 +458,8 @@ def _floordiv(num: Expr, den: Expr) -> Expr:
 def _mod(num: Expr, den: Expr) -> Expr:
     if not den.is_constant:
         _, rest = _split_symbolic(num, den)
+        if not rest.terms:
+            return ZERO
         if is_nonnegative(rest) and is_nonnegative(den - 1 - rest):
             return rest
         return _atom_expr(Mod(rest, den))
@@ -461,11 +476,10 @@ def _mod(num: Expr, den: Expr) -> Expr:
     lo, hi = bounds(rest)
     if lo is not None and hi is not None and lo // d == hi // d:
         return rest - (lo // d) * d
-    g = _common_factor(rest, d)
-    if g > 1:
-        constant = rest.constant
-        reduced = Expr(tuple((m, c // g) for m, c in rest.terms if m)) + constant // g
-        return g * _mod(reduced, _int_expr(d // g)) + constant % g
+    split = _split_digit(rest, d)
+    if split is not None:
+        g, high, low = split
+        return g * _mod(high, _int_expr(d // g)) + low
     constant = rest.constant
     if not 0 <= constant < d:
         return _mod(rest - constant + constant % d, den)

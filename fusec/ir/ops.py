@@ -179,7 +179,7 @@ def _arg_extreme(find: Any) -> Evaluate:
     # args: value, position (int64, broadcastable). The position of the first extreme in the order of positions.
     def evaluate(value: torch.Tensor, position: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
         best = find(value, dim=dims, keepdim=True)
-        hit = (value == best) | (torch.isnan(value) if value.is_floating_point() else torch.zeros_like(value, dtype=torch.bool))
+        hit = (value == best) | (value != value)  # NaN is the extreme wherever there is one
         far = torch.iinfo(torch.int64).max
         return torch.where(hit, position, far).amin(dim=dims, keepdim=True)
 
