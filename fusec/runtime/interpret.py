@@ -1,0 +1,250 @@
+"""Run a kernel's text on CPU tensors, one program instance after the other, in this process.
+
+Enters: a KernelSource and CPU tensors. Leaves: the tensors the kernel stores to.
+
+    kernel = InterpretedKernel(source)
+    kernel.launch([x, out], sizes=[], tile=source.interpreter_tile)
+
+Triton's own interpreter wants TRITON_INTERPRET for the whole process and prepares the language anew for each launch. Here
+the list of replaced names is made once; a launch swaps them in and out, so the same process still compiles with
+`triton.jit`. Functions called from a kernel (helpers, `tl.sum`, ...) are rewritten the first time they are called.
+Private names of Triton are used here and in `numpy_semantics`; checked on Triton 3.6.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import logging
+import textwrap
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import triton.language as tl
+from triton.language.semantic import TritonSemantic
+from triton.runtime.interpreter import (
+    InterpretedFunction,
+    TensorHandle,
+    _LangPatchScope,
+    _patch_lang_core,
+    _patch_lang_tensor,
+)
+from triton.runtime.jit import JITFunction
+
+from fusec.errors import VerificationError
+from fusec.ir.kernels import KernelSource, Tile
+from fusec.runtime.memory import Memory, Segment
+from fusec.runtime.module import load_kernel
+from fusec.runtime.numpy_semantics import Builder, reduce, scan
+
+log = logging.getLogger(__name__)
+
+_LOCK = threading.RLock()  # the language is replaced for the whole process during a launch
+_BUILDER = Builder()
+_SEMANTIC = TritonSemantic(_BUILDER)
+
+_POINTER_TYPES: dict[torch.dtype, Any] = {
+    torch.bool: tl.int1, torch.uint8: tl.uint8, torch.int8: tl.int8, torch.int16: tl.int16, torch.int32: tl.int32,
+    torch.int64: tl.int64, torch.uint16: tl.uint16, torch.uint32: tl.uint32, torch.uint64: tl.uint64,
+    torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32, torch.float64: tl.float64,
+    torch.float8_e4m3fn: tl.float8e4nv, torch.float8_e5m2: tl.float8e5, torch.float8_e4m3fnuz: tl.float8e4b8,
+    torch.float8_e5m2fnuz: tl.float8e5b16,
+}  # fmt: skip
+
+Hook = Callable[[KernelSource, Sequence[Segment]], None]
+
+
+class InterpretedKernel:
+    """A kernel ready to run on CPU tensors."""
+
+    def __init__(self, source: KernelSource) -> None:
+        self.source = source
+        self.function = interpreted(load_kernel(source.name, source.text).fn)
+
+    def launch(
+        self,
+        tensors: Sequence[torch.Tensor],
+        sizes: Sequence[int],
+        grid: tuple[int, ...],
+        tile: Tile,
+        meter: Hook | None = None,
+    ) -> None:
+        """Run every program instance; `meter` receives the memory segments afterwards."""
+        if 0 in grid:
+            return
+        notice()
+        source = self.source
+        pointers = [p.name for p in source.params if p.kind == "pointer"]
+        memory = Memory(source.name, zip(pointers, tensors, strict=True), metered=meter is not None)
+        arguments = _arguments(source, tensors, sizes, tile)
+        with _LOCK, _interpreted_language(memory, grid):
+            self._run_grid(arguments, grid)
+        if meter is not None:
+            meter(source, memory.segments)
+
+    def _run_grid(self, arguments: dict[str, Any], grid: tuple[int, ...]) -> None:
+        x, y, z = (*grid, 1, 1)[:3]
+        try:
+            for i in range(x):
+                for j in range(y):
+                    for k in range(z):
+                        _BUILDER.grid_idx = (i, j, k)
+                        self.function(**arguments)
+        except VerificationError:
+            raise
+        except Exception as error:
+            where = f"program {_BUILDER.grid_idx} of grid {grid}"
+            message = f"kernel {self.source.name} failed in the interpreter, {where}: {type(error).__name__}: {error}"
+            raise VerificationError(message) from error
+
+
+def _arguments(
+    source: KernelSource, tensors: Sequence[torch.Tensor], sizes: Sequence[int], tile: Tile
+) -> dict[str, Any]:
+    """Arguments by name: addresses in the synthetic memory, sizes as scalars, blocks as plain integers."""
+    blocks = dict(tile.blocks)
+    left_sizes = iter(sizes)
+    arguments: dict[str, Any] = {}
+    position = 0
+    for param in source.params:
+        if param.kind == "pointer":
+            dtype = tl.pointer_type(_POINTER_TYPES[tensors[position].dtype])
+            address = np.array([(position + 1) << 40], dtype=np.uint64)
+            arguments[param.name] = tl.tensor(TensorHandle(address, dtype), dtype)
+            position += 1
+        elif param.kind == "size":
+            arguments[param.name] = _SEMANTIC.to_tensor(int(next(left_sizes)))
+        else:
+            arguments[param.name] = block_value(param.name, blocks)
+    return arguments
+
+
+def block_value(name: str, blocks: dict[str, int]) -> int:
+    """Value of a block parameter: XBLOCK is the block of tile dimension "x"."""
+    found = blocks.get(name.removesuffix("BLOCK").lower(), blocks.get(name))
+    assert found is not None, f"no block size for parameter {name} among {sorted(blocks)}"
+    return found
+
+
+@cache
+def notice() -> None:
+    """Say once a process that kernels run in the interpreter."""
+    log.warning("fusec: CPU tensors: kernels run in Triton's interpreter, which is exact but slow; use CUDA for speed")
+
+
+# the language, replaced
+
+
+@contextmanager
+def _interpreted_language(memory: Memory, grid: tuple[int, ...]) -> Iterator[None]:
+    _BUILDER.memory = memory
+    _BUILDER.set_grid_dim(*(*grid, 1, 1)[:3])
+    changes = _changes()
+    try:
+        for target, name, value, _ in changes:
+            setattr(target, name, value)
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
+    finally:
+        for target, name, _, original in reversed(changes):
+            if original is _ABSENT:
+                delattr(target, name)
+            else:
+                setattr(target, name, original)
+        del _BUILDER.memory
+
+
+_ABSENT = object()
+
+
+@cache
+def _changes() -> tuple[tuple[Any, str, Any, Any], ...]:
+    """(object, attribute, value while interpreting, value otherwise) for everything that is replaced."""
+    scope = _LangPatchScope()
+    found: dict[tuple[int, str], tuple[Any, str, Any, Any]] = {}
+
+    def change(target: Any, name: str, value: Any) -> None:
+        original = vars(target).get(name, _ABSENT)
+        found.setdefault((id(target), name), (target, name, value, original))
+
+    for function_class in (JITFunction, InterpretedFunction):
+        change(function_class, "__call__", _call_interpreted)
+    for module in (tl, tl.core):
+        change(module, "reduce", reduce)
+        change(module, "associative_scan", scan)
+    change(tl.tensor, "__index__", lambda self: self.handle.data.item())
+    for target in (tl, tl.core, tl.tensor, tl.math, tl.core.tensor_descriptor_base):
+        for name, member in inspect.getmembers(target, tl.core.is_builtin):
+            change(target, name, _bound_builtin(member))
+    originals = {(id(o), n): vars(o).get(n, _ABSENT) for o, n in _core_names()}
+    for module in (tl, tl.core):
+        _patch_lang_core(module, scope)
+    _patch_lang_tensor(tl.tensor, scope)
+    patched = [(target, name, vars(target)[name]) for target, name, _ in scope._changes]
+    scope.restore()
+    for target, name, value in patched:
+        if (id(target), name) not in found:
+            original = originals.get((id(target), name), vars(target).get(name, _ABSENT))
+            found[id(target), name] = (target, name, value, original)
+    return tuple(found.values())
+
+
+def _core_names() -> tuple[tuple[Any, str], ...]:
+    """Attributes Triton's own patches add to the tensor class although it may not define them."""
+    return tuple((tl.tensor, name) for name in ("__index__", "__bool__", "__repr__", "__str__", "T"))
+
+
+def _bound_builtin(member: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        kwargs["_semantic"] = _SEMANTIC
+        return member(*args, **kwargs)
+
+    return call
+
+
+def _call_interpreted(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """What calling a `@triton.jit` function means while a kernel is interpreted."""
+    kwargs.pop("_semantic", None)
+    return interpreted(function.fn)(*args, **kwargs)
+
+
+# functions, rewritten
+
+
+@cache
+def interpreted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with every assigned value turned into a Triton value, as the compiler would."""
+    lines, first = inspect.getsourcelines(function)
+    tree = ast.parse(textwrap.dedent("".join(lines)))
+    definition = tree.body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    definition.decorator_list = []
+    _Assignments().visit(tree)
+    ast.increment_lineno(ast.fix_missing_locations(tree), first - 1)
+    namespace = {**function.__globals__, _TO_TENSOR: _to_tensor}
+    local: dict[str, Any] = {}
+    exec(compile(tree, function.__code__.co_filename, "exec"), namespace, local)
+    rewritten: Callable[..., Any] = local[definition.name]
+    return rewritten
+
+
+_TO_TENSOR = "__fusec_to_tensor"
+
+
+def _to_tensor(value: Any) -> Any:
+    return _SEMANTIC.to_tensor(value, False)
+
+
+class _Assignments(ast.NodeTransformer):
+    """`a = v` becomes `a = to_tensor(v)`; annotated assignments (constexpr) and loops stay as they are."""
+
+    def visit_Assign(self, node: ast.Assign) -> ast.Assign:
+        node.value = ast.Call(func=ast.Name(id=_TO_TENSOR, ctx=ast.Load()), args=[node.value], keywords=[])
+        return node
