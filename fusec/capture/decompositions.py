@@ -13,14 +13,15 @@ computes float16 and bfloat16 in float32 inside and rounds once, as the eager ke
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce, wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._decomp import get_decompositions
+from torch.utils._pytree import tree_map_only
 
-# torch._decomp.get_decompositions: checked with torch 2.11.0 and 2.13.0.
+# torch._decomp.get_decompositions, torch.utils._pytree: checked with torch 2.11.0 and 2.13.0.
 
 __all__ = ["KEPT", "decomposition_table"]
 
@@ -126,6 +127,24 @@ def _convert_element_type(x: Tensor, dtype: torch.dtype) -> Tensor:
     return aten._to_copy.default(x, dtype=dtype)  # type: ignore[no-any-return]
 
 
+def _in_float32(function: Decomposition) -> Decomposition:
+    """f(x: bf16) -> f(x: f32).to(bf16): an eager kernel rounds once, where a rewrite of torch may round each step."""
+
+    @wraps(function)
+    def compute(*args: Any, **kwargs: Any) -> Any:
+        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.is_floating_point()]
+        if not tensors:
+            return function(*args, **kwargs)
+        common = reduce(torch.promote_types, (t.dtype for t in tensors))
+        if common not in _LOW_PRECISION:
+            return function(*args, **kwargs)
+        args, kwargs = tree_map_only(Tensor, _computation, (args, kwargs))
+        outputs = function(*args, **kwargs)
+        return tree_map_only(Tensor, lambda t: t.to(common) if t.dtype is torch.float32 else t, outputs)
+
+    return compute
+
+
 def _own() -> dict[Any, Decomposition]:
     return {
         aten.native_layer_norm.default: _native_layer_norm,
@@ -147,8 +166,9 @@ def _resolve(names: str) -> list[Any]:
 
 @lru_cache(maxsize=1)
 def _cached_table() -> dict[Any, Decomposition]:
-    families = (_POINTWISE, _FACTORIES, _VIEWS, _REDUCTIONS, _NORMS, _INDEXING, _BACKWARD)
+    families = (_FACTORIES, _VIEWS, _REDUCTIONS, _NORMS, _INDEXING, _BACKWARD)
     table: dict[Any, Decomposition] = dict(get_decompositions(_resolve(" ".join(families))))
+    table.update({op: _in_float32(f) for op, f in get_decompositions(_resolve(_POINTWISE)).items()})
     table.update(_own())
     return table
 
