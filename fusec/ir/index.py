@@ -547,22 +547,24 @@ def is_nonnegative(expr: IndexLike) -> bool:
     lo, _ = bounds(expr)
     if lo is not None:
         return lo >= 0
-    # Replace each axis whose bound is symbolic by the end of its range that makes expr smallest.
+    # An axis that occurs once, times something nonnegative: put the end of its range that makes expr smallest.
     for monomial, coefficient in expr.terms:
-        atom = monomial[0] if len(monomial) == 1 else None
-        if isinstance(atom, Sym) and isinstance(atom.hi, Expr):
-            alone = sum(atom in m for m, _ in expr.terms) == 1
-            if alone:
+        for atom in monomial:
+            if not isinstance(atom, Sym) or atom.kind != "axis" or atom.hi is None:
+                continue
+            once = sum(symbol.name == atom.name for m, _ in expr.terms for a in m for symbol in _symbols(_atom_expr(a)))
+            if once == 1 and _all_nonnegative(monomial):
                 return is_nonnegative(substitute(expr, {atom.name: atom.hi if coefficient < 0 else 0}))
     # Only sizes are left: shift each to its lower bound; nonnegative coefficients then suffice.
     shifted = substitute(
         expr,
         {a.name: _atom_expr(Sym(a.name, "size", 0, None)) + a.lo for a in expr.atoms() if isinstance(a, Sym) and a.lo},
     )
-    return all(
-        coefficient >= 0 and all((_atom_bounds(a)[0] or 0) >= 0 and _atom_bounds(a)[0] is not None for a in monomial)
-        for monomial, coefficient in shifted.terms
-    )
+    return all(coefficient >= 0 and _all_nonnegative(monomial) for monomial, coefficient in shifted.terms)
+
+
+def _all_nonnegative(monomial: Monomial) -> bool:
+    return all((lo := _atom_bounds(atom)[0]) is not None and lo >= 0 for atom in monomial)
 
 
 def less_than(a: IndexLike, b: IndexLike) -> bool:
