@@ -3,10 +3,38 @@
 from __future__ import annotations
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
+from fusec.capture.graph import CapturedGraph
+from fusec.inspect.rows import GraphRecord
 from fusec.ir.index import axis_symbol
-from fusec.ir.kernels import DimKind, KernelCost, KernelPlan, KernelSource, Param, Strategy, Tile, TileDim
-from fusec.ir.types import Access, AccessMode, Axis, AxisKind, Buffer, Instr, Origin, Role
+from fusec.ir.kernels import (
+    BufferPlan,
+    DimKind,
+    FusionDecision,
+    KernelCost,
+    KernelPlan,
+    KernelSource,
+    Param,
+    Schedule,
+    Strategy,
+    Tile,
+    TileDim,
+)
+from fusec.ir.types import (
+    Access,
+    AccessMode,
+    Axis,
+    AxisKind,
+    Buffer,
+    Extern,
+    Instr,
+    Origin,
+    Program,
+    Role,
+    TensorView,
+)
 
 ROWS, COLUMNS = 6, 17
 
@@ -71,3 +99,41 @@ def scale_rows() -> tuple[KernelPlan, KernelSource, dict[str, Buffer]]:
     )
     source = KernelSource("scale_rows", TEXT, params, ((ROWS, "XBLOCK"),), tile, tile, "0" * 64)
     return plan, source, {b.name: b for b in (x, out)}
+
+
+def scale(x: torch.Tensor) -> torch.Tensor:
+    total = (x * x).sum(-1, keepdim=True)
+    return x * total
+
+
+def record() -> GraphRecord:
+    """`scale` as captured, scheduled by hand as one kernel, then a matmul of its result with itself."""
+    plan, source, table = scale_rows()
+    with FakeTensorMode() as mode:
+        x = mode.from_tensor(torch.empty(ROWS, COLUMNS, dtype=torch.bfloat16))
+        graph_module = make_fx(lambda x: torch.mm(scale(x), x.t()))(x)
+    table["buf2"] = Buffer("buf2", torch.bfloat16, (ROWS, ROWS), (ROWS, 1), "cpu", Role.OUTPUT)
+    mm = Extern(
+        "extern0",
+        torch.ops.aten.mm.default,
+        (TensorView("buf0", (ROWS, COLUMNS), (COLUMNS, 1)), TensorView("arg0", (COLUMNS, ROWS), (1, COLUMNS))),
+        (),
+        ("buf2",),
+        Origin("mm", "aten.mm.default", "model.py", 33, "return scaled @ x.t()"),
+    )
+    decisions = (
+        FusionDecision("n0", "n1", True, "n1 reads each row's total once", 24, 1e-6),
+        FusionDecision("n1", "extern0", False, "aten.mm is a library call"),
+    )
+    schedule = Schedule(
+        "graph_0",
+        tuple(table.values()),
+        (plan, mm),
+        ("arg0",),
+        (TensorView("buf2", (ROWS, ROWS), (ROWS, 1)),),
+        decisions,
+    )
+    program = Program("graph_0", schedule.buffers, (mm,), ("arg0",), schedule.outputs)
+    captured = CapturedGraph(graph_module, (x,), ("x",), "inference", "graph_0")
+    buffers = BufferPlan(((), ()), ((), ()), 276)
+    return GraphRecord(captured, program, program, schedule, buffers, {plan.name: source}, "wrapper")
