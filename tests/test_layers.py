@@ -57,7 +57,7 @@ def _targets(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
     if isinstance(node, ast.Import):
         yield from (a.name for a in node.names)
     elif node.module == "fusec":
-        yield from (f"fusec.{a.name}" for a in node.names)
+        yield from (f"fusec.{a.name}" for a in node.names if a.name != "__version__")
     elif node.module:
         yield node.module
 
