@@ -39,7 +39,10 @@ from triton.runtime.jit import JITFunction
 
 from fusec.errors import VerificationError
 from fusec.ir.kernels import KernelSource, Tile
-from fusec.runtime.memory import Memory, Segment
+from fusec.kernels import device
+from fusec.kernels.interpreted import device as interpreted_device
+from fusec.runtime.grid import block_values
+from fusec.runtime.memory import SEGMENT_BITS, Memory, Segment
 from fusec.runtime.module import load_kernel
 from fusec.runtime.numpy_semantics import Builder, reduce, scan
 
@@ -65,7 +68,11 @@ class InterpretedKernel:
 
     def __init__(self, source: KernelSource) -> None:
         self.source = source
-        self.function = interpreted(load_kernel(source.name, source.text).fn)
+        function = load_kernel(source.name, source.text).fn
+        for name, value in function.__globals__.items():
+            if value is device:  # helpers: PyTorch on whole arrays in place of libdevice
+                function.__globals__[name] = interpreted_device
+        self.function = interpreted(function)
 
     def launch(
         self,
@@ -108,28 +115,21 @@ def _arguments(
     source: KernelSource, tensors: Sequence[torch.Tensor], sizes: Sequence[int], tile: Tile
 ) -> dict[str, Any]:
     """Arguments by name: addresses in the synthetic memory, sizes as scalars, blocks as plain integers."""
-    blocks = dict(tile.blocks)
+    blocks = block_values(source, tile)
     left_sizes = iter(sizes)
     arguments: dict[str, Any] = {}
     position = 0
     for param in source.params:
         if param.kind == "pointer":
             dtype = tl.pointer_type(_POINTER_TYPES[tensors[position].dtype])
-            address = np.array([(position + 1) << 40], dtype=np.uint64)
+            address = np.array([(position + 1) << SEGMENT_BITS], dtype=np.uint64)
             arguments[param.name] = tl.tensor(TensorHandle(address, dtype), dtype)
             position += 1
         elif param.kind == "size":
             arguments[param.name] = _SEMANTIC.to_tensor(int(next(left_sizes)))
         else:
-            arguments[param.name] = block_value(param.name, blocks)
+            arguments[param.name] = blocks[param.name]
     return arguments
-
-
-def block_value(name: str, blocks: dict[str, int]) -> int:
-    """Value of a block parameter: XBLOCK is the block of tile dimension "x"."""
-    found = blocks.get(name.removesuffix("BLOCK").lower(), blocks.get(name))
-    assert found is not None, f"no block size for parameter {name} among {sorted(blocks)}"
-    return found
 
 
 @cache

@@ -1,0 +1,201 @@
+"""KernelSources and wrapper text to an Executable: keys, cache, parallel compilation.
+
+Enters: a schedule, its buffer plan, its kernels' text, the wrapper's text, a Config. Leaves: an Executable.
+
+    executable = build(schedule, buffer_plan, sources, wrapper, config, counters)
+    executable(x, weight) -> [out]
+
+A kernel for a GPU is a cubin, taken from the cache or compiled in a worker. A kernel for CPU tensors is its text: the
+cache keeps a manifest of it, so that a second process can tell that it met the kernel before.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import triton
+
+from fusec import __version__
+from fusec.config import Config
+from fusec.errors import BuildError
+from fusec.ir.kernels import BufferPlan, KernelSource, Schedule, Tile
+from fusec.runtime.cache import Cache, Entry, digest
+from fusec.runtime.compiler import Artifact, CompileRequest
+from fusec.runtime.executable import Executable
+from fusec.runtime.grid import block_values
+from fusec.runtime.launch import Kernel
+from fusec.runtime.target import Target, resolve_target
+from fusec.runtime.worker import TIMEOUT, compile_all
+
+
+class Counters(Protocol):
+    """What a build and its launches count; the caller's own object."""
+
+    kernels_built: int
+    kernels_launched: int
+    extern_calls: int
+    cache_hits: int
+
+
+def build(
+    schedule: Schedule,
+    buffer_plan: BufferPlan,
+    sources: Sequence[KernelSource],
+    wrapper: str,
+    config: Config,
+    counters: Counters | None = None,
+) -> Executable:
+    """Compile every kernel for the target, or take it from the cache, and load the wrapper.
+
+    BuildError names the kernel that does not compile.
+    """
+    target = resolve_target(config, (b.device for b in schedule.buffers))
+    kernels = build_kernels(sources, target, config, counters)
+    return Executable(schedule, buffer_plan, kernels, wrapper, target, config, counters)
+
+
+def build_kernels(
+    sources: Sequence[KernelSource],
+    target: Target,
+    config: Config,
+    counters: Counters | None = None,
+    timeout: float = TIMEOUT,
+) -> tuple[Kernel, ...]:
+    """One Kernel per source, in order; equal sources share one."""
+    cache = Cache.from_config(config)
+    kernels = {_identity(source): Kernel(source, target) for source in sources}
+    for kernel in kernels.values():
+        if target.device == "cpu":
+            kernel.met_before = _note_text(kernel.source, cache, counters, compiled=bool(target.archs))
+    compile_artifacts(kernels.values(), target.archs, config, cache, counters, timeout)
+    return tuple(kernels[_identity(source)] for source in sources)
+
+
+def compile_artifacts(
+    kernels: Iterable[Kernel],
+    archs: Sequence[int],
+    config: Config,
+    cache: Cache,
+    counters: Counters | None,
+    timeout: float = TIMEOUT,
+) -> None:
+    """Give every kernel its artifact for every architecture."""
+    missing: list[tuple[Kernel, CompileRequest, str]] = []
+    for kernel in kernels:
+        for arch in archs:
+            request = compile_request(kernel.source, kernel.source.tile, arch)
+            key = cache_key(kernel.source, request)
+            artifact = load_artifact(cache, key)
+            if artifact is None:
+                missing.append((kernel, request, key))
+            else:
+                kernel.artifacts[arch] = artifact
+                _count(counters, "cache_hits")
+    results = compile_all([request for _, request, _ in missing], config.workers, timeout) if missing else []
+    failures = [r for r in results if isinstance(r, BuildError)]
+    for (kernel, request, key), result in zip(missing, results, strict=True):
+        if isinstance(result, Artifact):
+            kernel.artifacts[request.arch] = result
+            cache.put(key, Entry(result.to_json(), result.cubin))
+            _count(counters, "kernels_built")
+    if failures:
+        more = f"\n({len(failures) - 1} more kernels failed)" if len(failures) > 1 else ""
+        raise BuildError(f"{failures[0]}{more}")
+
+
+def load_artifact(cache: Cache, key: str) -> Artifact | None:
+    entry = cache.get(key)
+    if entry is None:
+        return None
+    try:
+        return Artifact.from_json(entry.meta, entry.blob, cached=True)
+    except (TypeError, KeyError):
+        return None  # written by a version with other fields
+
+
+def compile_request(source: KernelSource, tile: Tile, arch: int) -> CompileRequest:
+    """How a source is compiled with a tile for an architecture."""
+    signature, constants, aligned = [], [], []
+    blocks = block_values(source, tile)
+    for position, param in enumerate(source.params):
+        if param.kind == "pointer":
+            assert param.dtype is not None, f"{source.name}: pointer {param.name} has no dtype"
+            signature.append((param.name, "*" + _TYPES[param.dtype]))
+            if param.aligned:
+                aligned.append(position)
+        elif param.kind == "size":
+            signature.append((param.name, _TYPES[param.dtype or torch.int32]))
+        else:
+            signature.append((param.name, "constexpr"))
+            constants.append((param.name, blocks[param.name]))
+    return CompileRequest(
+        source.name, source.text, tuple(signature), tuple(constants), tuple(aligned), tile.num_warps, tile.num_stages, arch
+    )
+
+
+_TYPES = {
+    torch.bool: "i1", torch.uint8: "u8", torch.int8: "i8", torch.int16: "i16", torch.int32: "i32", torch.int64: "i64",
+    torch.uint16: "u16", torch.uint32: "u32", torch.uint64: "u64", torch.float16: "fp16", torch.bfloat16: "bf16",
+    torch.float32: "fp32", torch.float64: "fp64", torch.float8_e4m3fn: "fp8e4nv", torch.float8_e5m2: "fp8e5",
+    torch.float8_e4m3fnuz: "fp8e4b8", torch.float8_e5m2fnuz: "fp8e5b16",
+}  # fmt: skip
+
+
+# keys
+
+
+def cache_key(source: KernelSource, request: CompileRequest) -> str:
+    """All that decides the binary: text (without comments), types, blocks, options, architecture, versions."""
+    facts = request.to_json()
+    del facts["text"]
+    return digest({"source": source.cache_key, "request": facts, "versions": versions(), "helpers": helpers_digest()})
+
+
+def text_key(source: KernelSource) -> str:
+    """The key of a kernel that is interpreted."""
+    return digest({"source": source.cache_key, "target": "interpreter", "versions": versions(), "helpers": helpers_digest()})
+
+
+@functools.cache
+def versions() -> dict[str, Any]:
+    """Versions of what makes the binary; a ptxas that is named through the environment counts by its file."""
+    found: dict[str, Any] = {"fusec": __version__, "torch": torch.__version__, "triton": triton.__version__}
+    for tool in ("ptxas", "ptxas_blackwell"):
+        path = getattr(triton.knobs.nvidia, tool).path
+        status = Path(path).stat()
+        found[tool] = [str(path), status.st_size, status.st_mtime_ns]
+    return found
+
+
+@functools.cache
+def helpers_digest() -> str:
+    """Digest of the device functions that kernels import from `fusec.kernels`."""
+    spec = find_spec("fusec.kernels")
+    folders = [] if spec is None else list(spec.submodule_search_locations or ())
+    files = sorted(path for folder in folders for path in Path(folder).glob("*.py"))
+    return digest([[path.name, digest(path.read_bytes())] for path in files])
+
+
+def _identity(source: KernelSource) -> tuple[Any, ...]:
+    return source.cache_key, source.name, source.tile, source.interpreter_tile, source.grid
+
+
+def _note_text(source: KernelSource, cache: Cache, counters: Counters | None, compiled: bool) -> bool:
+    """Whether an earlier process prepared this text; counted only where no binary is."""
+    key = text_key(source)
+    met = cache.get(key) is not None
+    if not met:
+        cache.put(key, Entry({"name": source.name, "target": "interpreter"}, b""))
+    if not compiled:
+        _count(counters, "cache_hits" if met else "kernels_built")
+    return met
+
+
+def _count(counters: Counters | None, name: str) -> None:
+    if counters is not None:
+        setattr(counters, name, getattr(counters, name) + 1)

@@ -1,0 +1,188 @@
+"""What a build returns: a callable over real tensors that can also be looked into.
+
+Enters: a schedule, its kernels in launch order, the wrapper's text. Leaves: the list of outputs of each call.
+
+    executable(x, weight) -> [out]
+    executable.kernels[0].source.text, .artifact.registers, .cached
+
+The wrapper's `call(args, rt)` does all work of a call; `rt` is the Runtime below, made once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from fusec.config import Config
+from fusec.errors import BuildError, FusecError, TargetError
+from fusec.ir.index import as_int
+from fusec.ir.kernels import BufferPlan, KernelPlan, Schedule
+from fusec.ir.types import Buffer, Extern
+from fusec.runtime.grid import launch_grid
+from fusec.runtime.launch import Kernel, aligned_copy
+from fusec.runtime.module import load_namespace
+from fusec.runtime.target import Target, require_cuda
+
+
+class LaunchCounters(Protocol):
+    kernels_launched: int
+    extern_calls: int
+
+
+@dataclass
+class Runtime:
+    """What wrapper text calls.
+
+    launch:    one callable per kernel launch, in order: pointer tensors, then sizes.
+    extern:    one callable per extern step, in order: the op's own arguments.
+    constants: tensors by buffer name.
+    """
+
+    launch: tuple[Callable[..., None], ...]
+    extern: tuple[Callable[..., Any], ...]
+    constants: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def empty(
+        shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device | str
+    ) -> torch.Tensor:
+        return torch.empty_strided(shape, strides, dtype=dtype, device=device)
+
+    @staticmethod
+    def view(tensor: torch.Tensor, shape: Sequence[int], strides: Sequence[int], offset: int = 0) -> torch.Tensor:
+        """A strided view; `offset` counts elements from the tensor's first."""
+        return tensor.as_strided(shape, strides, tensor.storage_offset() + offset)
+
+    @staticmethod
+    def restride(tensor: torch.Tensor, shape: Sequence[int], strides: Sequence[int]) -> torch.Tensor:
+        """The tensor itself when it has these strides, else a copy that has them."""
+        if tensor.stride() == tuple(strides) or same_strides(tensor, strides):
+            return tensor
+        return torch.empty_strided(shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+class Executable:
+    """A compiled program. Call it with the program's inputs; a call returns the list of its outputs.
+
+    kernels: one Kernel per launch, in order (launches of one kernel share it).
+    target:  where it runs and what it was compiled for.
+    wrapper: the text that runs a call.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        buffer_plan: BufferPlan,
+        kernels: Sequence[Kernel],
+        wrapper: str,
+        target: Target,
+        config: Config,
+        counters: LaunchCounters | None = None,
+    ) -> None:
+        self.schedule = schedule
+        self.buffer_plan = buffer_plan
+        self.kernels = tuple(kernels)
+        self.wrapper = wrapper
+        self.target = target
+        self.config = config
+        self.counters = counters
+        plans = [s for s in schedule.steps if isinstance(s, KernelPlan)]
+        externs = [s for s in schedule.steps if isinstance(s, Extern)]
+        if len(plans) != len(self.kernels):
+            raise BuildError(f"{schedule.name}: {len(plans)} kernel steps, but {len(self.kernels)} kernels")
+        self.runtime = Runtime(self.kernels, tuple(e.target for e in externs), dict(schedule.constants))
+        namespace = load_namespace(f"{schedule.name}_wrapper", wrapper)
+        if not callable(namespace.get("call")):
+            raise BuildError(f"{schedule.name}: the wrapper text defines no call(args, rt)")
+        self._call: Callable[[list[Any], Runtime], Any] = namespace["call"]
+        self._checks = tuple(InputCheck.of(i, schedule.table[n]) if n else None for i, n in enumerate(schedule.inputs))
+        self._launches = sum(_launches(k) for k in self.kernels)
+        self._externs = len(externs)
+
+    def __call__(self, *inputs: Any) -> list[Any]:
+        """Run the program. FusecError when an input is not what was compiled for; TargetError without its device."""
+        if self.target.device == "cuda":
+            require_cuda()
+        if len(inputs) != len(self._checks):
+            raise FusecError(f"{self.schedule.name} takes {len(self._checks)} inputs, got {len(inputs)}")
+        args = [x if check is None else check(x) for x, check in zip(inputs, self._checks, strict=True)]
+        with torch.no_grad():
+            outputs = list(self._call(args, self.runtime))
+        if self.counters is not None:
+            self.counters.kernels_launched += self._launches
+            self.counters.extern_calls += self._externs
+        return outputs
+
+    def __repr__(self) -> str:
+        kernels, where = len(self.kernels), ", ".join((self.target.device, *self.target.names))
+        return f"Executable({self.schedule.name}: {kernels} launches, {self._externs} library calls, {where})"
+
+
+def _launches(kernel: Kernel) -> int:
+    """1, or 0 for a kernel with nothing to do; a symbolic grid counts as a launch."""
+    if any(p.kind == "size" for p in kernel.source.params):
+        return 1
+    return int(0 not in launch_grid(kernel.source, kernel.source.tile, ()))
+
+
+@dataclass(frozen=True, slots=True)
+class InputCheck:
+    """One input against its Buffer. shape and strides are None where they are symbolic."""
+
+    position: int
+    name: str
+    dtype: torch.dtype
+    device: torch.device
+    shape: tuple[int, ...] | None
+    strides: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, position: int, buffer: Buffer) -> InputCheck:
+        shape = [as_int(n) for n in buffer.shape]
+        strides = [as_int(n) for n in buffer.strides]
+        return cls(
+            position,
+            buffer.hint or buffer.name,
+            buffer.dtype,
+            torch.device(buffer.device),
+            None if None in shape else tuple(n for n in shape if n is not None),
+            None if None in strides else tuple(n for n in strides if n is not None),
+        )
+
+    def __call__(self, tensor: Any) -> torch.Tensor:
+        """The tensor, or a copy with the strides and the alignment that were compiled for."""
+        if not isinstance(tensor, torch.Tensor):
+            raise self._mismatch("a tensor", type(tensor).__name__)
+        if tensor.dtype is not self.dtype:
+            raise self._mismatch(self.dtype, tensor.dtype)
+        at = tensor.device
+        if at.type != self.device.type or self.device.index not in (None, at.index):
+            error = TargetError if at.type != self.device.type else FusecError
+            raise self._mismatch(f"a tensor on {self.device}", f"one on {at}", error)
+        if self.shape is not None and tuple(tensor.shape) != self.shape:
+            raise self._mismatch(f"shape {self.shape}", f"shape {tuple(tensor.shape)}")
+        if tensor.is_conj() or tensor.is_neg():
+            tensor = tensor.resolve_conj().resolve_neg()
+        if self.strides is not None and tensor.stride() != self.strides and not same_strides(tensor, self.strides):
+            tensor = self._with_strides(tensor, self.strides)
+        return aligned_copy(tensor) if at.type == "cuda" and tensor.data_ptr() % 16 else tensor
+
+    def _with_strides(self, tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+        if any(n > 1 and s == 0 for n, s in zip(tensor.shape, strides, strict=True)):
+            raise self._mismatch(f"strides {strides}", f"strides {tensor.stride()}")
+        return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(
+            tensor.detach()
+        )
+
+    def _mismatch(self, expected: object, seen: object, error: type[FusecError] = FusecError) -> FusecError:
+        return error(f"input {self.position} ({self.name}): compiled for {expected}, got {seen}")
+
+
+def same_strides(tensor: torch.Tensor, strides: Sequence[int]) -> bool:
+    """Equal where they matter: a dimension of extent 1, or any of an empty tensor, may have any stride."""
+    if tensor.numel() == 0:
+        return True
+    return all(n == 1 or a == b for n, a, b in zip(tensor.shape, tensor.stride(), strides, strict=True))
