@@ -8,7 +8,9 @@ Read registry.py (how an op is registered), ref.py (views), builder.py and conte
 
 from __future__ import annotations
 
-from fusec.lowering import pointwise
+from fusec.lowering import activations, arithmetic, casts, creation, logic, norm, reduction, segments, softmax, views
 from fusec.lowering.lower import lower
 
-__all__ = ["lower", "pointwise"]
+FAMILIES = (activations, arithmetic, casts, creation, logic, norm, reduction, segments, softmax, views)
+
+__all__ = ["FAMILIES", "lower"]

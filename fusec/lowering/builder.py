@@ -23,11 +23,24 @@ from fusec.ir.index import Expr, IndexLike, as_expr, as_int, value_symbol
 from fusec.ir.ops import OPS, OpKind, Result
 from fusec.ir.types import Access, AccessMode, Attr, Axis, AxisKind, Instr, LoopNest, Origin
 from fusec.lowering.ref import Ref
+from fusec.lowering.registry import NotLowered
 
 Number = Union[bool, int, float]
 Operand = Union["Value", bool, int, float]
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
+KERNEL_DTYPES = frozenset(
+    {
+        torch.float16, torch.bfloat16, torch.float32, torch.float64,
+        torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+    }
+)  # fmt: skip
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """NotLowered unless kernels can hold values of this dtype (no complex, quantised, or 8-bit float)."""
+    if dtype not in KERNEL_DTYPES:
+        raise NotLowered(f"kernels do not compute {str(dtype).removeprefix('torch.')}")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -120,8 +133,9 @@ class NestBuilder:
         reduced: Sequence[IndexLike] = (),
         origin: Origin | None = None,
         constants: dict[str, torch.Tensor] | None = None,
+        device: str = "cpu",
     ) -> None:
-        self.name, self.origin = name, origin
+        self.name, self.origin, self.device = name, origin, device
         self._constants = {} if constants is None else constants
         self.parallel = tuple(Axis(f"p{i}", n) for i, n in enumerate(parallel))
         self.reduced = tuple(Axis(f"r{i}", n, AxisKind.REDUCTION) for i, n in enumerate(reduced))
@@ -151,6 +165,9 @@ class NestBuilder:
 
     def load(self, ref: Ref, where: Sequence[IndexLike], mask: Value | None = None, other: Number = 0) -> Value:
         """The element of a view at coordinates; `other` where the mask is false."""
+        check_dtype(ref.dtype)
+        if ref.device != self.device and (ref.ndim > 0 or ref.device != "cpu"):
+            raise NotLowered(f"{ref.buffer!r} lives on {ref.device}, the kernels run on {self.device}")
         constant = self._constants.get(ref.buffer)
         if constant is not None and constant.dim() == 0 and ref.dtype is ref.stored:
             return self.const(constant.item(), ref.dtype)
@@ -199,7 +216,12 @@ class NestBuilder:
 
     def cast(self, value: Value, dtype: torch.dtype) -> Value:
         """Value conversion as Tensor.to. Nothing is written when the dtype is already right."""
-        return value if value.dtype is dtype else self._line("cast", (value.name,), dtype)
+        if value.dtype is dtype:
+            return value
+        if dtype is torch.bool:
+            return self.op("ne", value, 0)
+        check_dtype(dtype)
+        return self._line("cast", (value.name,), dtype)
 
     def bitcast(self, value: Value, dtype: torch.dtype) -> Value:
         assert value.dtype.itemsize == dtype.itemsize, f"bitcast of {value} to {dtype}"

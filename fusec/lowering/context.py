@@ -31,7 +31,7 @@ from torch import fx
 from fusec.config import Config
 from fusec.ir.index import IndexLike, as_int
 from fusec.ir.types import Buffer, Extern, ExternArg, LoopNest, Node, Origin, Role, TensorView
-from fusec.lowering.builder import NestBuilder, Value, compute_dtype
+from fusec.lowering.builder import NestBuilder, Value, check_dtype, compute_dtype
 from fusec.lowering.ref import Ref, contiguous_strides
 from fusec.lowering.registry import NotLowered
 
@@ -97,7 +97,7 @@ class Context:
         hint: str | None = None,
     ) -> Ref:
         """New memory, contiguous unless strides say otherwise. hint: the name a reader would use."""
-        _check_dtype(dtype)
+        check_dtype(dtype)
         strides = contiguous_strides(shape) if strides is None else strides
         return self.buffer(hint or op_hint(self.node), dtype, shape, strides, self.device, Role.TEMPORARY)
 
@@ -106,7 +106,7 @@ class Context:
     @contextmanager
     def nest(self, parallel: Sequence[IndexLike], reduced: Sequence[IndexLike] = ()) -> Iterator[NestBuilder]:
         """A nest over axes p0, p1, ... and r0, r1, ...; it is emitted when the block ends without an error."""
-        builder = NestBuilder(f"n{len(self.nodes)}", parallel, reduced, self.origin, self.constants)
+        builder = NestBuilder(f"n{len(self.nodes)}", parallel, reduced, self.origin, self.constants, self.device)
         yield builder
         self.nodes.append(builder.finish())
 
@@ -236,19 +236,6 @@ def is_dense(shape: Sequence[IndexLike], strides: Sequence[IndexLike]) -> bool:
             return False
         step *= extent
     return True
-
-
-def _check_dtype(dtype: torch.dtype) -> None:
-    if dtype not in KERNEL_DTYPES:
-        raise NotLowered(f"kernels do not compute {str(dtype).removeprefix('torch.')}")
-
-
-KERNEL_DTYPES = frozenset(
-    {
-        torch.float16, torch.bfloat16, torch.float32, torch.float64,
-        torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
-    }
-)  # fmt: skip
 
 
 def op_hint(node: fx.Node) -> str:

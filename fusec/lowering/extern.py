@@ -23,16 +23,19 @@ from fusec.lowering.ref import Ref
 from fusec.lowering.registry import NotLowered
 
 # Packets for which a library is the right answer, by the name of the packet.
-LIBRARY = frozenset(
-    "mm addmm bmm baddbmm addbmm addmv mv dot vdot convolution cudnn_convolution _scaled_dot_product_flash_attention "
-    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention _scaled_dot_product_attention_math "
-    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_fused_attention_overrideable "
-    "scaled_dot_product_attention convolution_backward _scaled_mm _int_mm _grouped_mm sort topk kthvalue median "
-    "nanmedian mode unique_dim _unique2 unique_consecutive searchsorted bucketize _fft_r2c _fft_c2c _fft_c2r "
-    "linalg_qr _linalg_svd _linalg_eigh linalg_inv_ex linalg_cholesky_ex linalg_lu_factor_ex _linalg_solve_ex "
-    "linalg_lu linalg_householder_product _linalg_det _linalg_slogdet triangular_solve cholesky_solve lstm gru "
-    "_cudnn_rnn mkldnn_rnn_layer _embedding_bag grid_sampler_2d grid_sampler_3d ctc_loss _ctc_loss".split()
-)
+LIBRARY_NAMES = """
+    mm addmm bmm baddbmm addbmm addmv mv dot vdot _scaled_mm _int_mm _grouped_mm
+    convolution cudnn_convolution convolution_backward
+    scaled_dot_product_attention _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention
+    _scaled_dot_product_cudnn_attention _scaled_dot_product_attention_math
+    _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_fused_attention_overrideable
+    sort topk kthvalue median nanmedian mode _unique2 unique_dim unique_consecutive searchsorted bucketize
+    _fft_r2c _fft_c2c _fft_c2r
+    linalg_qr _linalg_svd _linalg_eigh linalg_inv_ex linalg_cholesky_ex linalg_lu_factor_ex _linalg_solve_ex
+    linalg_lu linalg_householder_product _linalg_det _linalg_slogdet triangular_solve cholesky_solve
+    lstm gru _cudnn_rnn mkldnn_rnn_layer _embedding_bag grid_sampler_2d grid_sampler_3d ctc_loss _ctc_loss
+"""
+LIBRARY = frozenset(LIBRARY_NAMES.split())
 
 
 def lower_extern(ctx: Context, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str | None = None) -> Any:
@@ -65,7 +68,7 @@ def _argument(ctx: Context, x: Ref, written: bool) -> TensorView:
     if written:
         found = x.tensor_view()
         if found is None:
-            raise LoweringError(f"{ctx.origin.op} writes a view of {x.buffer!r} that is not strided: {x}")
+            raise LoweringError(f"{ctx.origin.op} writes a view of {x.buffer!r} that is not strided")
         return found
     return ctx.view(x)
 

@@ -63,10 +63,12 @@ class _Walk:
         self.inputs: list[str | None] = []
         self.outputs: tuple[Output, ...] = ()
         self.position = {node: i for i, node in enumerate(nodes)}
+        self.maker: dict[str, fx.Node] = {}  # which node made a buffer
 
     def visit(self, node: fx.Node) -> None:
         ctx = self.context
         ctx.node, ctx.origin = node, origin_of(node)
+        before = len(ctx.buffers)
         if node.op == "placeholder":
             self.env[node] = self._placeholder(node)
         elif node.op == "get_attr":
@@ -78,6 +80,8 @@ class _Walk:
             self.env[node] = container[index]
         else:
             self.env[node] = self._call(node)
+        for name in list(ctx.buffers)[before:]:
+            self.maker[name] = node
 
     # -- leaves -----------------------------------------------------------------------------------
 
@@ -116,6 +120,9 @@ class _Walk:
 
     def _call(self, node: fx.Node) -> Any:
         ctx = self.context
+        known = node.meta.get("val")
+        if isinstance(known, int | float) and not isinstance(known, torch.SymInt | torch.SymFloat | torch.SymBool):
+            return known  # a size or arithmetic on sizes
         args, kwargs = self._lowered(node.args), self._lowered(node.kwargs)
         self._protect_from_writes(node, args)
         function = find_lowering(node.target)
@@ -151,8 +158,7 @@ class _Walk:
 
         y = roll(x); x.copy_(z); return y   # y is an index expression over x: it must keep the old x
         """
-        target = node.target
-        if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
+        if not _writes(node.target):
             return
         written = {a.buffer for a in args[:1] if isinstance(a, Ref)}
         now = self.position[node]
@@ -179,10 +185,17 @@ class _Walk:
         self.context.node, self.context.origin = node, origin_of(node)
         strides = sizes(node.meta["val"].stride())
         view = value.tensor_view(strides)
-        if view is not None and _same_strides(view, strides):
+        if view is not None and _same_strides(view, strides) and not self._hides_alias(node, value):
             return view
         copy = self.context.materialize(value, strides if is_dense(value.shape, strides) else None, hint=node.name)
         return copy.tensor_view(strides)
+
+    def _hides_alias(self, node: fx.Node, value: Ref) -> bool:
+        """True for a value that eager returns in memory of its own and that is only a view here: x.repeat(1, 1)."""
+        source = node
+        while source.op == "call_function" and (source.target is operator.getitem or _is_view(source.target)):
+            source = source.args[0]  # type: ignore[assignment]
+        return source.op == "call_function" and self.maker[value.buffer] is not source and not _writes(source.target)
 
     def program(self, name: str) -> Program:
         ctx = self.context
@@ -195,6 +208,14 @@ class _Walk:
         kept = tuple(b for b in buffers if b.name in used)
         constants = tuple((n, t) for n, t in ctx.constants.items() if n in used)
         return Program(name, kept, tuple(ctx.nodes), tuple(self.inputs), self.outputs, constants)
+
+
+def _is_view(target: Any) -> bool:
+    return isinstance(target, torch._ops.OpOverload) and target.is_view
+
+
+def _writes(target: Any) -> bool:
+    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
 
 
 def _same_strides(view: TensorView, strides: Sequence[int]) -> bool:

@@ -83,13 +83,3 @@ def rounded(value: Number, dtype: torch.dtype) -> Number:
     """A number as it reads back from a scalar of this dtype."""
     result: Number = torch.tensor(value, dtype=torch.float64).to(dtype).item() if dtype in LOW_PRECISION else value
     return result
-
-
-@pointwise(aten.add.Tensor, aten.add.Scalar, operands=2)
-def add(nest: NestBuilder, a: Value, b: Value, alpha: Number = 1) -> Value:
-    if a.dtype is torch.bool:
-        return a | b if alpha else a
-    return a + (b if alpha == 1 else b * alpha)
-
-
-__all__ = ["Operand", "add", "emit", "operand", "pointwise"]

@@ -4,9 +4,10 @@
     def transpose(ctx: Context, x: Ref, d0: int, d1: int) -> Ref: ...
 
 A lowering is called with the Context and the node's own arguments, tensors as `Ref`s (lists of tensors as
-lists of Refs), everything else as it stands in the graph; it returns a Ref, or a tuple with one entry for each
-result (None for a result that is not a tensor). It may emit any number of nests through the Context. When an op is outside what it
-covers it raises `NotLowered` with a sentence: the op then becomes a library call and the sentence its reason.
+lists of Refs), everything else as it stands in the graph. It returns a Ref, or a tuple with one entry for each
+result (None for a result that is not a tensor). It may emit any number of nests through the Context. When an
+op is outside what it covers it raises `NotLowered` with a sentence: the op then becomes a library call and the
+sentence its reason.
 
 A new family is a module of this package, imported once in `fusec/lowering/__init__.py`.
 """
@@ -44,4 +45,7 @@ def find_lowering(target: object) -> Lowering | None:
     """The lowering of an overload: its own row first, then its packet's."""
     if not isinstance(target, OpOverload):
         return None
-    return LOWERINGS.get(target) or LOWERINGS.get(target.overloadpacket)
+    own = LOWERINGS.get(target)
+    if own is not None or target._schema.is_mutable:  # a packet's row is not for its in-place and out= forms
+        return own
+    return LOWERINGS.get(target.overloadpacket)
