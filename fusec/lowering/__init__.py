@@ -8,9 +8,37 @@ Read registry.py (how an op is registered), ref.py (views), builder.py and conte
 
 from __future__ import annotations
 
-from fusec.lowering import activations, arithmetic, casts, creation, logic, norm, reduction, segments, softmax, views
+from fusec.lowering import (
+    activations,
+    arithmetic,
+    casts,
+    creation,
+    indexing,
+    logic,
+    norm,
+    pooling,
+    reduction,
+    segments,
+    softmax,
+    upsample,
+    views,
+)
 from fusec.lowering.lower import lower
 
-FAMILIES = (activations, arithmetic, casts, creation, logic, norm, reduction, segments, softmax, views)
+FAMILIES = (
+    activations,
+    arithmetic,
+    casts,
+    creation,
+    indexing,
+    logic,
+    norm,
+    pooling,
+    reduction,
+    segments,
+    softmax,
+    upsample,
+    views,
+)
 
 __all__ = ["FAMILIES", "lower"]

@@ -1,0 +1,368 @@
+"""Pooling: max, average and adaptive windows over the last one, two or three dimensions.
+
+Enters: a view and window geometry. Leaves: one nest. A window of up to 25 elements is unrolled, a pointwise nest
+that fuses with what comes before and after it; a larger one is reduced over axes.
+
+    avg_pool2d(x, 2) of f32[1, 8, 4, 4]
+
+    nest n0 (p0<1, p1<8, p2<2, p3<2):
+      %0:f32 = load x[16*p1 + 8*p2 + 2*p3]
+      %1:f32 = load x[16*p1 + 8*p2 + 2*p3 + 1]
+      %2:f32 = add %0, %1
+      ...
+      %8:f32 = div %6, 4.0
+
+Padding is never read: a load is masked where its coordinate is not proved to be inside, with the identity of
+the reduction in its place. Window starts and ends are index expressions: o*stride - padding for a fixed window,
+floor(o*n/m) and ceil((o+1)*n/m) for an adaptive one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fusec.ir.index import Expr, IndexLike, as_expr, as_int, floordiv, is_nonnegative, less_than, linearize
+from fusec.ir.ops import identity
+from fusec.lowering.builder import NestBuilder, Value, compute_dtype
+from fusec.lowering.context import Context
+from fusec.lowering.reduction import is_used, require_floating
+from fusec.lowering.ref import Ref, contiguous_strides
+from fusec.lowering.registry import NotLowered, lowering
+
+aten = torch.ops.aten
+
+UNROLLED = 25  # elements of the largest window that is unrolled: 5 x 5
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The windows along one dimension.
+
+    size:  of the input.                     taps: elements of the longest window.
+    start: output coordinate -> coordinate of the window's first element; may be negative in padding.
+    stop:  output coordinate -> one past its last element, beyond which a tap is skipped; None: start + all taps.
+    step:  dilation.                         padding: elements before and after that count as part of a window.
+    """
+
+    size: int
+    out: int
+    taps: int
+    start: Callable[[IndexLike], Expr]
+    stop: Callable[[IndexLike], Expr] | None = None
+    step: int = 1
+    padding: int = 0
+
+    def tap(self, o: IndexLike, k: IndexLike) -> Expr:
+        return self.start(o) + as_expr(k) * self.step
+
+    def inside(self, nest: NestBuilder, o: IndexLike, k: IndexLike) -> Value | None:
+        """Whether tap k of window o is an element of the input; None when that is proved."""
+        where = self.tap(o, k)
+        found: Value | None = None
+        if not is_nonnegative(where):
+            found = nest.index(where) >= 0
+        limits: list[IndexLike] = [self.size, *([self.stop(o)] if self.stop else [])]
+        for limit in limits:
+            if not less_than(where, limit):
+                below = nest.index(where) < nest.index(limit)
+                found = below if found is None else found & below
+        return found
+
+    def span(self, o: int, include_padding: bool) -> int:
+        """How many elements window o averages over."""
+        first = _number(self.start(o))
+        last = _number(self.stop(o)) if self.stop else min(first + self.taps, self.size + self.padding)
+        return last - first if include_padding else min(last, self.size) - max(first, 0)
+
+    def divisor(self, nest: NestBuilder, o: Expr, include_padding: bool, dtype: torch.dtype) -> Value | int:
+        """The same for a window that is known only in the kernel; an int when all windows agree."""
+        spans = {self.span(i, include_padding) for i in range(self.out)}
+        if len(spans) == 1:
+            return spans.pop()
+        first = nest.index(self.start(o))
+        if self.stop:
+            last = nest.index(self.stop(o))
+        else:
+            last = nest.op("minimum", nest.index(self.start(o) + self.taps), self.size + self.padding)
+        if not include_padding:
+            first, last = nest.op("maximum", first, 0), nest.op("minimum", last, self.size)
+        return nest.cast(last - first, dtype)
+
+
+def _number(expr: IndexLike) -> int:
+    value = as_int(expr)
+    assert value is not None, f"{expr} is not a number"
+    return value
+
+
+def _static(values: Sequence[IndexLike]) -> list[int]:
+    found = [as_int(v) for v in values]
+    if None in found:
+        raise NotLowered("pooling over an extent known only at run time")
+    return [v for v in found if v is not None]
+
+
+def _per_dimension(value: int | Sequence[int], n: int) -> list[int]:
+    if isinstance(value, int):
+        return [value] * n
+    return list(value) * n if len(value) == 1 else list(value)
+
+
+def _fixed(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> Window:
+    return Window(size, out, kernel, lambda o: as_expr(o) * stride - padding, None, dilation, padding)
+
+
+def _adaptive(size: int, out: int) -> Window:
+    """Windows [floor(o*n/m), ceil((o+1)*n/m)): fixed ones when m divides n."""
+    if out and size % out == 0:
+        return _fixed(size, out, size // out, size // out, 0, 1)
+
+    def start(o: IndexLike) -> Expr:
+        return floordiv(as_expr(o) * size, out)
+
+    def stop(o: IndexLike) -> Expr:
+        return floordiv((as_expr(o) + 1) * size + out - 1, out)
+
+    longest = max((_number(stop(o)) - _number(start(o)) for o in range(out)), default=1)
+    return Window(size, out, longest, start, stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One pooling: the input, its result's shape and the windows along the last dimensions."""
+
+    x: Ref
+    shape: tuple[int, ...]
+    windows: tuple[Window, ...]
+
+    @classmethod
+    def fixed(
+        cls,
+        x: Ref,
+        shape: Sequence[int],
+        kernel: int | Sequence[int],
+        stride: int | Sequence[int],
+        padding: int | Sequence[int],
+        dilation: int | Sequence[int],
+        n: int,
+    ) -> Pool:
+        """n: how many dimensions are pooled. An empty stride is the kernel."""
+        kernels = _per_dimension(kernel, n)
+        strides = _per_dimension(stride, n) if isinstance(stride, int) or stride else kernels
+        geometry = zip(
+            _static(x.shape[-n:]), shape[-n:], kernels, strides, _per_dimension(padding, n), _per_dimension(dilation, n),
+            strict=True,
+        )  # fmt: skip
+        return cls(x, tuple(shape), tuple(_fixed(*g) for g in geometry))
+
+    @classmethod
+    def adaptive(cls, x: Ref, shape: Sequence[int], n: int) -> Pool:
+        sizes = zip(_static(x.shape[-n:]), shape[-n:], strict=True)
+        return cls(x, tuple(shape), tuple(_adaptive(size, out) for size, out in sizes))
+
+    @property
+    def taps(self) -> int:
+        return math.prod(w.taps for w in self.windows)
+
+    @property
+    def unrolled(self) -> bool:
+        return self.taps <= UNROLLED
+
+    @property
+    def reduced(self) -> tuple[int, ...]:
+        """The reduced axes of the nest: none when the window is unrolled."""
+        return () if self.unrolled else tuple(w.taps for w in self.windows)
+
+    def offsets(self) -> list[tuple[int, ...]]:
+        return list(itertools.product(*(range(w.taps) for w in self.windows)))
+
+    def tap(
+        self, nest: NestBuilder, offset: Sequence[IndexLike], op: str, dtype: torch.dtype
+    ) -> tuple[Value, Value | None, tuple[Expr, ...]]:
+        """(value, mask, coordinates) of one element of the window; the identity of `op` outside the input."""
+        o = nest.p[len(nest.p) - len(self.windows) :]
+        where = tuple(w.tap(i, k) for w, i, k in zip(self.windows, o, offset, strict=True))
+        mask: Value | None = None
+        for w, i, k in zip(self.windows, o, offset, strict=True):
+            inside = w.inside(nest, i, k)
+            if inside is not None:
+                mask = inside if mask is None else mask & inside
+        lead = nest.p[: len(nest.p) - len(self.windows)]
+        loaded = nest.load(self.x, (*lead, *where), mask, identity(op, self.x.dtype) if mask is not None else 0)
+        return nest.cast(loaded, dtype), mask, where
+
+    def reduce(self, nest: NestBuilder, op: str, combine: str, dtype: torch.dtype) -> Value:
+        """The window reduced: unrolled with `combine`, or over the reduced axes with `op`."""
+        if not self.unrolled:
+            return nest.reduce(op, self.tap(nest, nest.r, op, dtype)[0])
+        offsets = self.offsets()
+        total = self.tap(nest, offsets[0], op, dtype)[0]
+        for offset in offsets[1:]:
+            total = nest.op(combine, total, self.tap(nest, offset, op, dtype)[0])
+        return total
+
+
+# -- average --------------------------------------------------------------------------------------
+
+
+def _average(ctx: Context, pool: Pool, include_padding: bool = True, divisor: int | None = None) -> Ref:
+    require_floating(pool.x)
+    out, dtype = ctx.result(), compute_dtype(pool.x.dtype)
+    with ctx.nest(out.shape, pool.reduced) as nest:
+        total = pool.reduce(nest, "sum", "add", dtype)
+        fixed: int = 1 if divisor is None else divisor
+        varying: Value | None = None
+        if divisor is None:
+            o = nest.p[len(nest.p) - len(pool.windows) :]
+            for w, i in zip(pool.windows, o, strict=True):
+                count = w.divisor(nest, i, include_padding, dtype)
+                if isinstance(count, int):
+                    fixed *= count
+                else:
+                    varying = count if varying is None else varying * count
+        if varying is not None:
+            total = total / (varying if fixed == 1 else varying * fixed)
+        elif fixed != 1:
+            total = total / fixed
+        nest.store(out, nest.p, total)
+    return out
+
+
+def _shape(ctx: Context, index: int | None = None) -> tuple[int, ...]:
+    meta = ctx.meta if index is None else ctx.meta[index]
+    return tuple(_static(tuple(meta.shape)))
+
+
+def _avg_pool(
+    ctx: Context,
+    x: Ref,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: int | Sequence[int] = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    *,
+    n: int,
+) -> Ref:
+    pool = Pool.fixed(x, _shape(ctx), kernel_size, stride, padding, 1, n)
+    return _average(ctx, pool, count_include_pad, divisor_override)
+
+
+@lowering(aten.avg_pool1d.default)
+def avg_pool1d(ctx: Context, x: Ref, *args: object, **kwargs: object) -> Ref:
+    return _avg_pool(ctx, x, *args, n=1, **kwargs)  # type: ignore[arg-type]
+
+
+@lowering(aten.avg_pool2d.default)
+def avg_pool2d(ctx: Context, x: Ref, *args: object, **kwargs: object) -> Ref:
+    return _avg_pool(ctx, x, *args, n=2, **kwargs)  # type: ignore[arg-type]
+
+
+@lowering(aten.avg_pool3d.default)
+def avg_pool3d(ctx: Context, x: Ref, *args: object, **kwargs: object) -> Ref:
+    return _avg_pool(ctx, x, *args, n=3, **kwargs)  # type: ignore[arg-type]
+
+
+@lowering(aten.adaptive_avg_pool1d.default)
+def adaptive_avg_pool1d(ctx: Context, x: Ref, output_size: Sequence[int]) -> Ref:
+    return _average(ctx, Pool.adaptive(x, _shape(ctx), 1))
+
+
+@lowering(aten._adaptive_avg_pool2d.default, aten.adaptive_avg_pool2d.default)
+def adaptive_avg_pool2d(ctx: Context, x: Ref, output_size: Sequence[int]) -> Ref:
+    return _average(ctx, Pool.adaptive(x, _shape(ctx), 2))
+
+
+@lowering(aten._adaptive_avg_pool3d.default, aten.adaptive_avg_pool3d.default)
+def adaptive_avg_pool3d(ctx: Context, x: Ref, output_size: Sequence[int]) -> Ref:
+    return _average(ctx, Pool.adaptive(x, _shape(ctx), 3))
+
+
+# -- maximum --------------------------------------------------------------------------------------
+
+
+def _max_value(ctx: Context, pool: Pool, out: Ref) -> Ref:
+    dtype = compute_dtype(pool.x.dtype)
+    with ctx.nest(out.shape, pool.reduced) as nest:
+        nest.store(out, nest.p, pool.reduce(nest, "max", "maximum", dtype))
+    return out
+
+
+def _max_position(ctx: Context, pool: Pool, values: Ref | None, out: Ref) -> None:
+    """The row-major position of each window's maximum: the first one, but the last NaN, as eager counts.
+
+    best, at = x0, 0;  then for each tap  best, at = (x, k) if x > best or isnan(x) else (best, at)
+    """
+    if not pool.unrolled:
+        raise NotLowered(f"max pooling with indices over windows of {pool.taps} elements")
+    dtype = compute_dtype(pool.x.dtype)
+    strides = contiguous_strides([w.size for w in pool.windows])
+    with ctx.nest(out.shape) as nest:
+        first, *rest = pool.offsets()
+        best, mask, where = pool.tap(nest, first, "max", dtype)
+        at = nest.index(linearize(where, strides))
+        in_padding = mask is not None
+        if mask is not None:
+            at = nest.where(mask, at, -1)  # a window that starts in padding has no element yet
+        for offset in rest:
+            value, mask, where = pool.tap(nest, offset, "max", dtype)
+            better = value > best
+            if dtype.is_floating_point:
+                better = better | nest.op("isnan", value)
+            if in_padding:
+                none_yet = at < 0
+                better = better | (none_yet if mask is None else none_yet & mask)
+            best = nest.where(better, value, best)
+            at = nest.where(better, nest.index(linearize(where, strides)), at)
+        nest.store(out, nest.p, at)
+        if values is not None:
+            nest.store(values, nest.p, best)
+
+
+def _maximum(ctx: Context, pool: Pool) -> tuple[Ref | None, Ref | None]:
+    if not is_used(ctx.node, 1):
+        return _max_value(ctx, pool, ctx.result(0)), None
+    values = ctx.result(0) if is_used(ctx.node, 0) else None
+    positions = ctx.result(1)
+    _max_position(ctx, pool, values, positions)
+    return values, positions
+
+
+def _max_pool(
+    ctx: Context,
+    x: Ref,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    *,
+    n: int,
+) -> tuple[Ref | None, Ref | None]:
+    return _maximum(ctx, Pool.fixed(x, _shape(ctx, 0), kernel_size, stride, padding, dilation, n))
+
+
+@lowering(aten.max_pool2d_with_indices.default)
+def max_pool2d(ctx: Context, x: Ref, *args: object, **kwargs: object) -> tuple[Ref | None, Ref | None]:
+    return _max_pool(ctx, x, *args, n=2, **kwargs)  # type: ignore[arg-type]
+
+
+@lowering(aten.max_pool3d_with_indices.default)
+def max_pool3d(ctx: Context, x: Ref, *args: object, **kwargs: object) -> tuple[Ref | None, Ref | None]:
+    return _max_pool(ctx, x, *args, n=3, **kwargs)  # type: ignore[arg-type]
+
+
+@lowering(aten.adaptive_max_pool2d.default)
+def adaptive_max_pool2d(ctx: Context, x: Ref, output_size: Sequence[int]) -> tuple[Ref | None, Ref | None]:
+    return _maximum(ctx, Pool.adaptive(x, _shape(ctx, 0), 2))
+
+
+@lowering(aten.adaptive_max_pool3d.default)
+def adaptive_max_pool3d(ctx: Context, x: Ref, output_size: Sequence[int]) -> tuple[Ref | None, Ref | None]:
+    return _maximum(ctx, Pool.adaptive(x, _shape(ctx, 0), 3))

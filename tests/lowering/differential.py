@@ -1,0 +1,103 @@
+"""Lower a function op by op, evaluate the Program on CPU, and hold the results against eager.
+
+    assert_lowered_like_eager(lambda x: x.softmax(-1), x)      # no library calls unless `externs` says so
+
+The graph is traced without AOTAutograd's rewrites (decompose=False also keeps composite aten ops whole), so
+what is tested is the lowering of the op itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from fusec.ir.evaluate import evaluate_program
+from fusec.ir.printer import format_program
+from fusec.ir.types import Extern, Program
+from fusec.ir.verify import verify_program
+from fusec.lowering import lower
+
+# Error allowed beyond eager's own, in the result's dtype.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
+
+
+@dataclass(frozen=True)
+class TracedGraph:
+    graph_module: fx.GraphModule
+    names: Sequence[str]
+
+
+def make(shape: Sequence[int], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    """A tensor of small values, both signs, the same on every run."""
+    generator = torch.Generator().manual_seed(seed + len(shape) + sum(shape))
+    values = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
+    if dtype is torch.bool:
+        return values > 0
+    return (values * 3).abs().to(dtype) if dtype is torch.uint8 else (values if dtype.is_floating_point else values * 9).to(dtype)
+
+
+def trace(fn: Callable[..., Any], *inputs: torch.Tensor, decompose: bool = True) -> TracedGraph:
+    """An aten graph with fake-tensor metadata. decompose=False: composite ops stay whole."""
+    mode = FakeTensorMode()
+    fakes = [mode.from_tensor(x, static_shapes=True) for x in inputs]
+    with torch.no_grad(), mode:
+        module = make_fx(lambda *args: tuple(pytree.tree_leaves(fn(*args))), pre_dispatch=not decompose)(*fakes)
+    module.graph.eliminate_dead_code()
+    return TracedGraph(module, [f"x{i}" for i in range(len(inputs))])
+
+
+def lower_function(fn: Callable[..., Any], *inputs: torch.Tensor, decompose: bool = True) -> Program:
+    """The verified Program of a function."""
+    program = lower(trace(fn, *inputs, decompose=decompose))
+    verify_program(program)
+    return program
+
+
+def externs_of(program: Program) -> list[Extern]:
+    return [n for n in program.nodes if isinstance(n, Extern)]
+
+
+def assert_lowered_like_eager(
+    fn: Callable[..., Any],
+    *inputs: torch.Tensor,
+    externs: int = 0,
+    decompose: bool = True,
+    against_double: bool = False,
+) -> None:
+    """Same dtypes, shapes, strides and values as eager.
+
+    against_double: also the error against float64 is at most 1.5 times eager's, beyond one unit in the last place.
+    """
+    program = lower_function(fn, *inputs, decompose=decompose)
+    found = [f"{e.target}: {e.reason}" for e in externs_of(program)]
+    assert len(found) == externs, f"library calls: {found}\n{format_program(program)}"
+    results = evaluate_program(program, [x.clone() if x.is_contiguous() else x for x in inputs])
+    with torch.no_grad():
+        expected = pytree.tree_leaves(fn(*inputs))
+        exact = pytree.tree_leaves(fn(*[x.double() if x.is_floating_point() else x for x in inputs])) if against_double else expected
+    assert len(results) == len(expected)
+    for got, want, true in zip(results, expected, exact, strict=True):
+        _compare(got, want, program)
+        if against_double:
+            assert _error(got, true) <= 1.5 * _error(want, true) + torch.finfo(want.dtype).eps * true.abs().max()
+
+
+def _error(value: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    return (value.double() - true).abs().max()
+
+
+def _compare(got: torch.Tensor, want: torch.Tensor, program: Program) -> None:
+    text = format_program(program)
+    assert got.dtype == want.dtype and got.shape == want.shape, f"{got.dtype}{list(got.shape)}, eager {want.dtype}{list(want.shape)}\n{text}"
+    if want.numel() > 0:
+        strides = [(g, w) for g, w, n in zip(got.stride(), want.stride(), want.shape, strict=True) if n > 1]
+        assert all(g == w for g, w in strides), f"strides {got.stride()}, eager {want.stride()}\n{text}"
+    tolerance = TOLERANCE.get(want.dtype, 0.0)
+    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance, equal_nan=True, msg=lambda m: f"{m}\n{text}")
