@@ -1,0 +1,130 @@
+"""What a kernel costs, in predicted seconds: launch + max(bytes / bandwidth, instructions / rate).
+
+Enters: a body over axes and a device model. Leaves: a KernelCost. Bytes are distinct bytes of global memory;
+passes over a row too long to hold, and launches too small to fill the device, make it worse.
+
+    rms_norm of 16384 x 4096 bf16, sm_90: 134.2 MB read, 134.2 MB written, 69.6 us
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+from fusec.ir.analysis import instr_axes, varying
+from fusec.ir.index import as_int
+from fusec.ir.kernels import KernelCost
+from fusec.ir.ops import OPS
+from fusec.ir.types import Axis, Buffer, Instr, LoopNest
+from fusec.schedule.legality import reduced_axes
+from fusec.schedule.phases import count_phases
+from fusec.schedule.strides import unit_axis
+from fusec.schedule.traffic import traffic
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceModel:
+    """The figures the cost model needs.
+
+    bandwidth: bytes a second a copy reaches.   launch: seconds a kernel launch costs.
+    rate:      simple f32 instructions a second over the whole chip.
+    """
+
+    name: str
+    bandwidth: float
+    launch: float
+    multiprocessors: int
+    rate: float
+
+
+# Copy bandwidth: vendor peak times 0.9; rate: multiprocessors x 128 lanes x clock.
+DEVICES = {
+    "sm_80": DeviceModel("sm_80", 1.8e12, 3e-6, 108, 1.9e13),
+    "sm_90": DeviceModel("sm_90", 4.3e12, 3e-6, 132, 3.0e13),
+    "sm_100": DeviceModel("sm_100", 7.0e12, 3e-6, 148, 3.4e13),
+}
+PERSISTENT_LIMIT = 16384  # elements of a row that one program may hold in registers
+REREAD = 0.5  # a second pass over a row mostly hits L2
+
+
+def device_model(target: str | None) -> DeviceModel:
+    """The model for a target such as "sm_90"; the default where the target names no architecture."""
+    return DEVICES.get(target or "", DEVICES["sm_90"])
+
+
+def estimate(nest: LoopNest, table: Mapping[str, Buffer], device: DeviceModel) -> KernelCost:
+    """The cost of one launch that runs this body."""
+    return _estimate(nest.body, nest.axes, tuple((b, table[b]) for b in (*nest.reads, *nest.writes)), device)
+
+
+@lru_cache(maxsize=4096)
+def _estimate(
+    body: tuple[Instr, ...], axes: tuple[Axis, ...], buffers: tuple[tuple[str, Buffer], ...], device: DeviceModel
+) -> KernelCost:
+    table = dict(buffers)
+    moved = traffic(body, axes, table)
+    read, written = moved.bytes_read(table), moved.bytes_written(table)
+    reduced = reduced_axes(body)
+    rows = prod(as_int(a.extent) or 1 for a in axes if a.name not in reduced)
+    columns = prod(as_int(a.extent) or 1 for a in axes if a.name in reduced)
+    passes = count_phases(body, axes, reduced) if reduced and columns > PERSISTENT_LIMIT else 1
+    requested = read * passes
+    flops = _instructions(body, axes)
+    registers = 24 + 8 * max_live(body, axes)
+    programs = _programs(LoopNest("", axes, body), reduced, rows, columns)
+    seconds = _seconds(read, written, requested, flops, programs, columns, passes, device)
+    return KernelCost(read, written, requested, flops, registers, seconds)
+
+
+def _seconds(
+    read: int, written: int, requested: int, flops: int, programs: int, columns: int, passes: int, device: DeviceModel
+) -> float:
+    moved = read + written + REREAD * (requested - read)
+    work = max(moved / device.bandwidth, flops / device.rate)
+    alone = device.launch + work / min(1.0, programs / device.multiprocessors)
+    if columns == 1 or programs >= device.multiprocessors:
+        return alone
+    # A reduction with few rows can be split: two launches a pass, at full speed.
+    return min(alone, 2 * passes * device.launch + max((requested + written) / device.bandwidth, flops / device.rate))
+
+
+def _programs(nest: LoopNest, reduced: frozenset[str], rows: int, columns: int) -> int:
+    """Program instances that share the work: points / 1024, one a row, or one for 64 neighbouring rows."""
+    if columns == 1:
+        return max(rows // 1024, 1)
+    adjacent = rows > 1 and unit_axis(nest) not in reduced  # neighbouring rows are adjacent in memory
+    return max(rows // 64, 1) if adjacent else rows
+
+
+def splitting_pays(nest: LoopNest, table: Mapping[str, Buffer], device: DeviceModel) -> bool:
+    """True when two launches a pass at full speed are predicted to beat one launch by as few programs as rows."""
+    cost = estimate(nest, table, device)
+    reduced = reduced_axes(nest.body)
+    rows = prod(as_int(a.extent) or 1 for a in nest.axes if a.name not in reduced)
+    moved = cost.bytes_read + cost.bytes_written + REREAD * (cost.requested_bytes - cost.bytes_read)
+    work = max(moved / device.bandwidth, cost.flops / device.rate)
+    programs = _programs(nest, reduced, rows, 2)
+    return cost.seconds < device.launch + work / min(1.0, programs / device.multiprocessors)
+
+
+def _instructions(body: Sequence[Instr], axes: Sequence[Axis]) -> int:
+    values = varying(body, axes)
+    extents = {a.name: as_int(a.extent) or 0 for a in axes}
+    return sum(OPS[i.op].cost * prod(extents[a] for a in instr_axes(i, values) if a in extents) for i in body)
+
+
+def max_live(body: Sequence[Instr], axes: Sequence[Axis]) -> int:
+    """The most values that vary over all the tile's axes and are alive at once: what registers must hold."""
+    values = varying(body, axes)
+    widest = max((len(v) for v in values.values()), default=0)
+    last = {operand: p for p, i in enumerate(body) for operand in i.value_operands}
+    alive: set[str] = set()
+    most = 0
+    for position, instr in enumerate(body):
+        if instr.out is not None and len(values[instr.out]) == widest and OPS[instr.op].name not in ("const", "index"):
+            alive.add(instr.out)
+        most = max(most, len(alive))
+        alive = {v for v in alive if last.get(v, -1) > position}
+    return most

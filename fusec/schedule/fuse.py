@@ -1,0 +1,219 @@
+"""The search: which nests share a kernel.
+
+    fuse(program, config) -> (groups and externs in order, decisions)
+
+A priority queue over pairs of groups that touch a common buffer, best predicted saving first. A pair is merged when
+no other node must run between its two halves, `legality` finds common axes, and predicted seconds do not grow.
+Every answer leaves a FusionDecision.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Union
+
+from fusec.config import Config
+from fusec.ir.index import as_int
+from fusec.ir.kernels import FusionDecision
+from fusec.ir.types import Extern, LoopNest, Program
+from fusec.schedule.axes import split_for_linearity, without_unit_axes
+from fusec.schedule.cost import DeviceModel, device_model, estimate
+from fusec.schedule.dependence import Dependence
+from fusec.schedule.legality import Refusal, fuse_nests, with_reduction_kinds
+from fusec.schedule.merge import with_unique_values, without_stores
+
+SHARED_READ_FLOOR = 1 << 16  # bytes: sharing less than this by a common read alone is not worth a merge
+MANY_READERS = 24  # a buffer with more readers (a scalar, a mask) does not suggest pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A fused nest and the lowered nests it covers. internal: buffers that no longer exist in memory."""
+
+    nest: LoopNest
+    members: tuple[str, ...]
+    position: int
+    internal: tuple[str, ...] = ()
+
+
+Item = Union[Group, Extern]
+
+
+@dataclass(slots=True)
+class _Search:
+    program: Program
+    config: Config
+    device: DeviceModel
+    dependence: Dependence
+    items: dict[int, Item]
+    readers: dict[str, set[int]] = field(default_factory=dict)
+    writers: dict[str, set[int]] = field(default_factory=dict)
+    decisions: list[FusionDecision] = field(default_factory=list)
+    queue: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def run(self) -> None:
+        for a, b in self._initial_pairs():
+            self._push(a, b)
+        while self.queue:
+            _, a, b = heapq.heappop(self.queue)
+            if a in self.items and b in self.items:
+                self._try(a, b)
+
+    def _initial_pairs(self) -> Iterator[tuple[int, int]]:
+        pairs: set[tuple[int, int]] = set()
+        for buffer in {*self.readers, *self.writers}:
+            touching = sorted((self.readers.get(buffer, set()) | self.writers.get(buffer, set())) & self._groups())
+            if len(touching) > MANY_READERS and not self.writers.get(buffer):
+                continue
+            pairs |= {(a, b) for i, a in enumerate(touching) for b in touching[i + 1 :]}
+        yield from sorted(pairs)
+
+    def _groups(self) -> set[int]:
+        return {i for i, item in self.items.items() if isinstance(item, Group)}
+
+    def _push(self, a: int, b: int) -> None:
+        gain = self._shared_bytes(a, b)
+        if gain > 0:
+            heapq.heappush(self.queue, (-gain, min(a, b), max(a, b)))
+
+    def _shared_bytes(self, a: int, b: int) -> int:
+        left, right = self.items[a], self.items[b]
+        assert isinstance(left, Group) and isinstance(right, Group)
+        total = 0
+        flows = False
+        for name in (set(left.nest.reads) | set(left.nest.writes)) & (set(right.nest.reads) | set(right.nest.writes)):
+            size = (as_int(self.program.table[name].numel) or 0) * self.program.table[name].itemsize
+            writes = (name in left.nest.writes) or (name in right.nest.writes)
+            flows = flows or writes
+            total += size * (2 if writes and not self._needed_elsewhere(name, a, b) else 1)
+        return max(total, 1) if flows else total if total >= SHARED_READ_FLOOR else 0
+
+    def _needed_elsewhere(self, buffer: str, a: int, b: int) -> bool:
+        return (
+            buffer in self.program.returned
+            or bool(self.readers.get(buffer, set()) - {a, b})
+            or self.program.table[buffer].role.value not in ("tmp", "out")
+        )
+
+    def _try(self, a: int, b: int) -> None:
+        if self.dependence.ordered(b, a):
+            a, b = b, a
+        left, right = self.items[a], self.items[b]
+        assert isinstance(left, Group) and isinstance(right, Group)
+        middle = self.dependence.between(a, b)
+        if middle is not None:
+            name = self._name(middle)
+            self._decide(left, right, False, f"{name} must run between {left.nest.name} and {right.nest.name}")
+            return
+        fused = fuse_nests(left.nest, right.nest, self.config.precision)
+        if isinstance(fused, Refusal):
+            self._decide(left, right, False, fused.reason)
+            return
+        internal = frozenset(
+            name
+            for name in fused.writes
+            if name not in self.program.returned
+            and not self.readers.get(name, set()) - {a, b}
+            and self.program.table[name].role.value in ("tmp", "out")
+        )
+        fused = with_reduction_kinds(replace(fused, name=left.nest.name, body=without_stores(fused.body, internal)))
+        table = self.program.table
+        costs = [estimate(n, table, self.device) for n in (left.nest, right.nest, fused)]
+        saved = costs[0].seconds + costs[1].seconds - costs[2].seconds
+        bytes_saved = (
+            sum(c.bytes_read + c.bytes_written for c in costs[:2]) - costs[2].bytes_read - costs[2].bytes_written
+        )
+        if saved < 0:
+            reason = f"one kernel would take {-saved * 1e6:.1f} us longer: it fills the device less well"
+            self._decide(left, right, False, reason, bytes_saved, saved)
+            return
+        self._decide(left, right, True, _why(bytes_saved, internal), bytes_saved, saved)
+        self._replace(a, b, left, right, fused, tuple(sorted(internal)))
+
+    def _replace(self, a: int, b: int, left: Group, right: Group, fused: LoopNest, internal: tuple[str, ...]) -> None:
+        new = self.dependence.merge(a, b)
+        members = (*left.members, *right.members)
+        group = Group(fused, members, max(left.position, right.position), (*left.internal, *right.internal, *internal))
+        del self.items[a], self.items[b]
+        self.items[new] = group
+        neighbours: set[int] = set()
+        for mapping, names in ((self.readers, fused.reads), (self.writers, fused.writes)):
+            for ids in mapping.values():
+                ids -= {a, b}
+            for name in names:
+                mapping.setdefault(name, set()).add(new)
+        for name in (*fused.reads, *fused.writes):
+            touching = self.readers.get(name, set()) | self.writers.get(name, set())
+            if len(touching) <= MANY_READERS or self.writers.get(name):
+                neighbours |= touching
+        for other in sorted(neighbours & self._groups() - {new}):
+            self._push(other, new)
+
+    def _decide(
+        self, left: Group, right: Group, accepted: bool, reason: str, bytes_saved: int = 0, seconds: float = 0.0
+    ) -> None:
+        self.decisions.append(FusionDecision(left.nest.name, right.nest.name, accepted, reason, bytes_saved, seconds))
+
+    def _name(self, node: int) -> str:
+        item = self.items.get(node)
+        return "another node" if item is None else item.name if isinstance(item, Extern) else item.nest.name
+
+
+def _why(bytes_saved: int, internal: frozenset[str]) -> str:
+    kept = f", {', '.join(sorted(internal))} never reaches memory" if internal else ""
+    return f"saves {bytes_saved / 1e6:.2f} MB and a launch{kept}"
+
+
+def prepared(nest: LoopNest) -> LoopNest:
+    """A lowered nest made ready: unit axes gone, indices linear in the axes, SSA names unique in the program."""
+    return with_unique_values(split_for_linearity(without_unit_axes(nest)))
+
+
+def fuse(program: Program, config: Config) -> tuple[tuple[Item, ...], tuple[FusionDecision, ...]]:
+    """Group the nests of a program; the result is in an order that respects every dependence."""
+    items: dict[int, Item] = {}
+    for position, node in enumerate(program.nodes):
+        items[position] = node if isinstance(node, Extern) else Group(prepared(node), (node.name,), position)
+    search = _Search(program, config, device_model(config.target), Dependence(program.nodes), items)
+    for position, node in enumerate(program.nodes):
+        for name in node.reads:
+            search.readers.setdefault(name, set()).add(position)
+        for name in node.writes:
+            search.writers.setdefault(name, set()).add(position)
+    if config.fusion:
+        search.run()
+    return _in_order(search), tuple(search.decisions)
+
+
+def _in_order(search: _Search) -> tuple[Item, ...]:
+    """A topological order that stays close to the program's own."""
+    waiting = {i: search.dependence.before[i] & _mask(search.items) for i in search.items}
+    done = 0
+    ready: list[tuple[int, int]] = []
+    order: list[Item] = []
+    positions = {i: item.position if isinstance(item, Group) else i for i, item in search.items.items()}
+    for i, needs in waiting.items():
+        if not needs:
+            heapq.heappush(ready, (positions[i], i))
+    pending = {i for i, needs in waiting.items() if needs}
+    while ready:
+        _, i = heapq.heappop(ready)
+        order.append(search.items[i])
+        done |= 1 << i
+        for j in [j for j in pending if search.dependence.before[j] >> i & 1 and not waiting[j] & ~done]:
+            pending.discard(j)
+            heapq.heappush(ready, (positions[j], j))
+    assert len(order) == len(search.items), "fusion made a cycle"
+    return tuple(order)
+
+
+def _mask(items: dict[int, Item]) -> int:
+    result = 0
+    for i in items:
+        result |= 1 << i
+    return result
+
+
+__all__ = ["Group", "Item", "fuse", "prepared"]

@@ -1,0 +1,256 @@
+"""Inlining: a pointwise producer is computed inside its consumers, at the positions they read.
+
+Before                                        After
+  nest n0 (p0<64): store t[p0], exp(x[p0])      nest n1 (p0<32): store y[p0], exp(x[2*p0 + 1])
+  nest n1 (p0<32): store y[p0], t[2*p0 + 1]
+
+This is the recomputing half of fusion: it needs no common axes, so it reaches through slices, transposes,
+concatenations and broadcasts. It is done when predicted seconds do not grow: always for one consumer that reads
+each element about once, for several when the producer's inputs are no larger than its result and it is cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
+
+import torch
+
+from fusec.config import Config
+from fusec.ir.analysis import index_axes, rename, varying
+from fusec.ir.index import Expr, as_expr, as_int, axis_symbol, floordiv, mod, substitute
+from fusec.ir.kernels import FusionDecision
+from fusec.ir.ops import OPS
+from fusec.ir.types import AccessMode, Buffer, Extern, Instr, LoopNest, Node, Program, Role
+from fusec.schedule.axes import rewrite_axes
+from fusec.schedule.cost import DeviceModel, device_model
+from fusec.schedule.merge import join, without_stores
+from fusec.schedule.ranges import Range, mask_ranges
+from fusec.schedule.traffic import traffic
+
+
+def inline(program: Program, config: Config) -> tuple[Program, tuple[FusionDecision, ...]]:
+    """Move cheap pointwise producers into their consumers; buffers nobody reads any more disappear."""
+    device = device_model(config.target)
+    nodes: list[Node | None] = list(program.nodes)
+    decisions: list[FusionDecision] = []
+    escaping = _escaping(program)
+    readers = _readers(program)
+    for position, node in enumerate(program.nodes):
+        producer = nodes[position]
+        if not isinstance(producer, LoopNest):
+            continue
+        store = _only_store(producer)
+        if store is None or store.access is None or store.access.buffer in escaping:
+            continue
+        buffer = store.access.buffer
+        consumers = [p for p in readers.get(buffer, ()) if isinstance(nodes[p], LoopNest)]
+        nests = [n for n in (nodes[p] for p in consumers) if isinstance(n, LoopNest)]
+        if not nests:
+            continue
+        coordinates = _inverse(producer, store.access.index)
+        if coordinates is None:
+            continue
+        reason = _refusal(producer, nests, buffer, program.table, device)
+        size = as_int(program.table[buffer].numel) or 0
+        saved = 0 if reason else size * program.table[buffer].itemsize * (1 + len(nests))
+        text = reason or f"{producer.name} is computed where {buffer} is read"
+        decisions += [FusionDecision(producer.name, n.name, reason is None, text, saved) for n in nests]
+        if reason is not None:
+            continue
+        for p, nest in zip(consumers, nests, strict=True):
+            nodes[p] = _inlined(producer, store, coordinates, nest, buffer, config.precision)
+            for name in producer.reads:
+                readers.setdefault(name, [])
+                if p not in readers[name]:
+                    readers[name].append(p)
+        nodes[position] = None
+    kept = tuple(n for n in nodes if n is not None)
+    used = {b for n in kept for b in (*n.reads, *n.writes)} | program.returned
+    buffers = tuple(b for b in program.buffers if b.name in used or b.role in (Role.INPUT, Role.CONSTANT))
+    return replace(program, nodes=kept, buffers=buffers), tuple(decisions)
+
+
+def _escaping(program: Program) -> frozenset[str]:
+    """Buffers that someone other than a nest needs in memory, or that are written more than once."""
+    names = set(program.returned)
+    written: set[str] = {b.name for b in program.buffers if b.role in (Role.INPUT, Role.CONSTANT)}
+    mutated: set[str] = set()
+    for node in program.nodes:
+        if isinstance(node, Extern):
+            names.update(node.reads)
+            names.update(node.writes)
+        for name in node.writes:
+            if name in written:
+                mutated.add(name)
+            written.add(name)
+    names |= mutated
+    # What is read before an in-place write must not be read later: keep the producers that read it where they are.
+    for node in program.nodes:
+        if isinstance(node, LoopNest) and mutated & set(node.reads):
+            names.update(node.writes)
+    return frozenset(names)
+
+
+def _readers(program: Program) -> dict[str, list[int]]:
+    result: dict[str, list[int]] = {}
+    for position, node in enumerate(program.nodes):
+        for name in node.reads:
+            result.setdefault(name, []).append(position)
+    return result
+
+
+def _only_store(nest: LoopNest) -> Instr | None:
+    stores = [i for i in nest.body if i.access is not None and i.op != "load"]
+    if nest.reductions or len(stores) != 1 or len(stores[0].args) != 1:
+        return None
+    access = stores[0].access
+    return stores[0] if access is not None and access.mode is AccessMode.STORE else None
+
+
+def _inverse(nest: LoopNest, index: Expr) -> list[tuple[str, int, int | None]] | None:
+    """(axis, stride, extent or None for the outermost) so that axis = (offset // stride) % extent."""
+    linear = index.linear()
+    if linear is None or any(s.kind != "axis" for s in linear):
+        return None
+    extents = {a.name: as_int(a.extent) for a in nest.axes if a.extent != 1}
+    strides = {s.name: c for s, c in linear.items()}
+    if strides.keys() != extents.keys():
+        return None
+    result: list[tuple[str, int, int | None]] = []
+    room = 1
+    for name, stride in sorted(strides.items(), key=lambda item: item[1]):
+        extent = extents[name]
+        if extent is None or stride < room:
+            return None
+        room = stride * extent
+        result.append((name, stride, extent))
+    if result:
+        name, stride, _ = result[-1]
+        result[-1] = (name, stride, None)
+    return result
+
+
+def _refusal(
+    producer: LoopNest, consumers: list[LoopNest], buffer: str, table: Mapping[str, Buffer], device: DeviceModel
+) -> str | None:
+    """Why not, or None when computing again costs no more than storing and reading back."""
+    size = as_int(table[buffer].numel)
+    if size is None or size == 0:
+        return f"{producer.name} has no elements"
+    cost = sum(OPS[i.op].cost for i in producer.body if i.op not in ("load", "store", "const"))
+    loads = sum(i.op == "load" for i in producer.body)
+    evaluations = sum(_points(nest, buffer) for nest in consumers)
+    again = max(evaluations - size, 0)
+    moved = traffic(producer.body, producer.axes, table)
+    size_bytes = size * table[buffer].itemsize
+    read = moved.bytes_read(table)
+    share = evaluations / size  # how often each element is computed, all consumers together
+    saved = size_bytes * (1 + share) + read * (1 - share)
+    extra = again * (cost + 2 * loads) / device.rate
+    if len(consumers) == 1 and cost + loads <= 2:
+        return None  # a copy or a cast: reading through it is free
+    if len(consumers) > 1 and saved <= 0:
+        return (
+            f"{producer.name} reads {read / 1e6:.2f} MB to make {size_bytes / 1e6:.2f} MB: "
+            f"too much to read again for {len(consumers)} consumers"
+        )
+    if extra > saved / device.bandwidth + (device.launch if len(consumers) == 1 else 0.0):
+        return (
+            f"computing {producer.name} again {again / size:.1f} times costs {extra * 1e6:.1f} us, "
+            f"more than {saved / 1e6:.1f} MB of traffic"
+        )
+    return None
+
+
+def _points(nest: LoopNest, buffer: str) -> int:
+    """How many values of `buffer` the nest computes when it computes rather than loads them."""
+    values = varying(nest.body, nest.axes)
+    extents = {a.name: as_int(a.extent) or 0 for a in nest.axes}
+    found = {a.index for a in nest.loads if a.buffer == buffer}
+    return sum(prod(extents[a] for a in index_axes(index, values) if a in extents) for index in found)
+
+
+def _inlined(
+    producer: LoopNest,
+    store: Instr,
+    coordinates: list[tuple[str, int, int | None]],
+    consumer: LoopNest,
+    buffer: str,
+    precision: str,
+) -> LoopNest:
+    assert store.access is not None
+    body: list[Instr] = []
+    aliases: dict[tuple[Expr, tuple[str, ...]], str] = {}
+    defined = {i.out: i for i in consumer.body if i.out is not None}
+    for position, instr in enumerate(consumer.body):
+        if instr.op != "load" or instr.access is None or instr.access.buffer != buffer:
+            body.append(instr)
+            continue
+        key = (instr.access.index, instr.args)
+        if key not in aliases:
+            aliases[key] = f"{buffer}@{len(aliases)}"
+            ranges = mask_ranges(instr.args[0], defined) if instr.args else []
+            lines = _at(producer, store, coordinates, instr.access.index, aliases[key], instr.args, ranges)
+            body += _prefixed(lines, f"{producer.name}@{position}.")
+        body.append(replace(instr, access=replace(instr.access, buffer=aliases[key])))
+    joined = without_stores(join((), body, precision), frozenset(aliases.values()))
+    return replace(consumer, body=joined)
+
+
+def _solved(offset: Expr, coordinates: list[tuple[str, int, int | None]], ranges: list[Range]) -> dict[str, Expr]:
+    """The producer's axes in terms of the element's offset.
+
+    Where a mask bounds an expression, it stands as one symbol of that range while the divisions are simplified:
+    under d < 16 the last coordinate of t[16*p + d] is d, for any extent of d. Outside the mask nothing is read.
+    """
+    back: dict[str, Expr] = {}
+    for number, known in enumerate(ranges):
+        rest = known.extracted(offset)
+        if rest is not None:
+            name = f"~range{number}"
+            factor, remainder = rest
+            offset = remainder + axis_symbol(name, known.extent) * factor
+            back[name] = known.expr - known.low
+    mapping: dict[str, Expr] = {}
+    for name, stride, extent in coordinates:
+        quotient = floordiv(offset, stride)
+        mapping[name] = substitute(quotient if extent is None else mod(quotient, extent), back)
+    return mapping
+
+
+def _prefixed(lines: tuple[Instr, ...], prefix: str) -> tuple[Instr, ...]:
+    return rename(lines, {i.out: f"%{prefix}{i.out.removeprefix('%')}" for i in lines if i.out is not None})
+
+
+def _at(
+    producer: LoopNest,
+    store: Instr,
+    coordinates: list[tuple[str, int, int | None]],
+    index: Expr,
+    alias: str,
+    mask: tuple[str, ...],
+    ranges: list[Range],
+) -> tuple[Instr, ...]:
+    """The producer's lines with its axes solved for the element at `index`, storing to `alias`."""
+    assert store.access is not None
+    mapping = _solved(index - as_expr(store.access.index.constant), coordinates, ranges)
+    lines: list[Instr] = []
+    for instr in rewrite_axes(producer.body, mapping, {}):
+        if instr.out is None:
+            assert instr.access is not None
+            instr = replace(instr, access=replace(instr.access, buffer=alias, index=index))
+        elif instr.op == "load" and mask:
+            instr, extra = _masked(instr, mask[0])
+            lines += extra
+        lines.append(instr)
+    return tuple(lines)
+
+
+def _masked(load: Instr, mask: str) -> tuple[Instr, list[Instr]]:
+    """The load touches memory only where the consumer's mask holds, too."""
+    if not load.args:
+        return replace(load, args=(mask,)), []
+    both = Instr(f"{load.out}.mask", "and", (load.args[0], mask), torch.bool, None, (), load.origin)
+    return replace(load, args=(f"{load.out}.mask",)), [both]

@@ -1,0 +1,262 @@
+"""Plan: a group becomes a KernelPlan: ordered axes, tile dimensions, a strategy, block sizes, phases.
+
+    group (p0<64, r0<4096), reduces r0, 3 live values
+    ->  dims x=(x0) grid, r=(r0) whole;  persistent row;  XBLOCK=1 RBLOCK=4096, 8 warps
+
+No reduction: flat, or a 2-D tile when two heavy accesses are contiguous along different axes. With one: a row is held
+in registers when they suffice, else looped, one phase a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+
+from fusec.ir.analysis import renumber
+from fusec.ir.index import as_int
+from fusec.ir.kernels import DimKind, KernelPlan, Strategy, Tile, TileDim
+from fusec.ir.types import Axis, Buffer, Instr, LoopNest
+from fusec.schedule.axes import merge_axes, rewrite_axes
+from fusec.schedule.cost import PERSISTENT_LIMIT, DeviceModel, estimate, max_live
+from fusec.schedule.fuse import Group
+from fusec.schedule.legality import reduced_axes
+from fusec.schedule.phases import split_phases
+from fusec.schedule.strides import axis_order, unit_axis_of, weighted_accesses
+
+MIN_TILE_EXTENT = 8  # a shorter contiguous run gains nothing from a second tile dimension
+HEAVY = 0.2  # share of the heaviest access above which an access deserves coalescing
+SPARE_REGISTERS = 40  # addresses, masks, loop counters
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """A nest with its axes in tile order, and which axes form each tile dimension."""
+
+    nest: LoopNest
+    dims: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def plan_group(group: Group, name: str, table: Mapping[str, Buffer], device: DeviceModel, boundary: str) -> KernelPlan:
+    """The launch that runs a group."""
+    nest = group.nest
+    reduced = reduced_axes(nest.body)
+    if any(a.extent == 0 for a in nest.axes if a.name not in reduced):
+        shape = _Shape(nest, (("x", tuple(a.name for a in nest.axes if a.name not in reduced)),))
+        shape = shape if not reduced else _row_shape(nest, reduced, table)
+    else:
+        shape = _row_shape(nest, reduced, table) if reduced else _pointwise_shape(nest, table)
+    shape = _merged(shape)
+    shape = _renamed(shape)
+    return _finish_plan(group, shape, name, table, device, boundary)
+
+
+def _row_shape(nest: LoopNest, reduced: frozenset[str], table: Mapping[str, Buffer]) -> _Shape:
+    rows = axis_order(nest, [a for a in nest.axes if a.name not in reduced], table)
+    columns = axis_order(nest, [a for a in nest.axes if a.name in reduced], table)
+    dims = (("x", tuple(a.name for a in rows)), ("r", tuple(a.name for a in columns)))
+    return _Shape(replace(nest, axes=(*rows, *columns)), dims)
+
+
+def _pointwise_shape(nest: LoopNest, table: Mapping[str, Buffer]) -> _Shape:
+    axes = axis_order(nest, nest.axes, table)
+    extents = {a.name: as_int(a.extent) or 1 for a in axes}
+    units = _heavy_unit_axes(nest, table)
+    wide = [u for u in units if extents[u] >= MIN_TILE_EXTENT]
+    if len(wide) < 2:
+        return _Shape(replace(nest, axes=tuple(axes)), (("x", tuple(a.name for a in axes)),))
+    first, second = wide[0], wide[1]
+    others = [a for a in axes if a.name not in (first, second)]
+    by_name = {a.name: a for a in axes}
+    ordered = (*others, by_name[second], by_name[first])
+    return _Shape(replace(nest, axes=ordered), (("y", tuple(a.name for a in ordered[:-1])), ("x", (first,))))
+
+
+def _heavy_unit_axes(nest: LoopNest, table: Mapping[str, Buffer]) -> list[str]:
+    """The axes along which heavy accesses are contiguous, heaviest first."""
+    accesses = weighted_accesses(nest, table)
+    heaviest = accesses[0][0] if accesses else 0
+    units: list[str] = []
+    for weight, access in accesses:
+        unit = unit_axis_of(access, nest.axes)
+        if unit is not None and weight >= HEAVY * heaviest and unit not in units:
+            units.append(unit)
+    return units
+
+
+def _merged(shape: _Shape) -> _Shape:
+    """Join axes inside each tile dimension where every index allows it: fewer divisions to find them again."""
+    owner = {axis: dim for dim, names in shape.dims for axis in names}
+    if any(a.extent == 0 for a in shape.nest.axes):
+        return shape
+    nest = merge_axes(shape.nest, lambda a, b: owner[a.name] == owner[b.name])
+    left = {a.name for a in nest.axes}
+    return _Shape(nest, tuple((dim, tuple(n for n in names if n in left)) for dim, names in shape.dims))
+
+
+def _renamed(shape: _Shape) -> _Shape:
+    """Axes named after their dimension (x0, x1, r0): equal kernels get equal text."""
+    names = {axis: f"{dim}{i}" for dim, axes in shape.dims for i, axis in enumerate(axes)}
+    staged = {axis: f"~{name}" for axis, name in names.items()}  # no clash while old and new names overlap
+    nest = _rename_axes(_rename_axes(shape.nest, staged), {s: names[a] for a, s in staged.items()})
+    return _Shape(nest, tuple((dim, tuple(names[a] for a in axes)) for dim, axes in shape.dims))
+
+
+def _rename_axes(nest: LoopNest, names: Mapping[str, str]) -> LoopNest:
+    axes = tuple(Axis(names[a.name], a.extent, a.kind) for a in nest.axes)
+    mapping = {old.name: new.symbol for old, new in zip(nest.axes, axes, strict=True)}
+    body = rewrite_axes(nest.body, mapping, {old: (new,) for old, new in names.items()})
+    order = {a.name: i for i, a in enumerate(axes)}
+    return replace(nest, axes=axes, body=tuple(_sorted_reduction(i, order) for i in body))
+
+
+def _sorted_reduction(instr: Instr, order: Mapping[str, int]) -> Instr:
+    """A reduction's axes in tile order; axes joined into another one are gone."""
+    if not instr.reduced_axes:
+        return instr
+    axes = tuple(sorted((a for a in instr.reduced_axes if a in order), key=order.__getitem__))
+    return replace(instr, attrs=tuple((k, axes if k == "axes" else v) for k, v in instr.attrs))
+
+
+def _finish_plan(
+    group: Group, shape: _Shape, name: str, table: Mapping[str, Buffer], device: DeviceModel, boundary: str
+) -> KernelPlan:
+    nest = replace(shape.nest, body=renumber(shape.nest.body))
+    cost = estimate(nest, table, device)
+    reduced = reduced_axes(nest.body)
+    strategy, tiles, looped = _strategy(nest, shape, reduced, table, device)
+    phases = split_phases(nest.body, nest.axes, reduced) if looped else (nest.body,)
+    if looped:
+        names = renumber(tuple(i for phase in phases for i in phase))
+        phases = tuple(_regrouped(names, [len(p) for p in phases]))
+    kinds = {"x": DimKind.GRID, "y": DimKind.GRID, "r": DimKind.LOOP if looped else DimKind.WHOLE}
+    dims = tuple(TileDim(d, axes, kinds[d]) for d, axes in shape.dims if axes or d != "r")
+    dims = tuple(d for d in dims if d.axes) or dims[:1]
+    buffers = tuple(table[b] for b in dict.fromkeys((*nest.reads, *nest.writes)))
+    return KernelPlan(
+        name=name,
+        axes=nest.axes,
+        dims=dims,
+        phases=phases,
+        buffers=buffers,
+        strategy=strategy,
+        tile=_only(tiles[0], dims),
+        cost=cost,
+        nests=group.members,
+        internal=group.internal,
+        boundary=boundary,
+        candidates=tuple(_only(t, dims) for t in tiles[1:]),
+    )
+
+
+def _only(tile: Tile, dims: tuple[TileDim, ...]) -> Tile:
+    names = {d.name for d in dims}
+    return replace(tile, blocks=tuple(b for b in tile.blocks if b[0] in names))
+
+
+def _regrouped(lines: tuple[Instr, ...], sizes: list[int]) -> list[tuple[Instr, ...]]:
+    result: list[tuple[Instr, ...]] = []
+    start = 0
+    for size in sizes:
+        result.append(lines[start : start + size])
+        start += size
+    return result
+
+
+def _strategy(
+    nest: LoopNest, shape: _Shape, reduced: frozenset[str], table: Mapping[str, Buffer], device: DeviceModel
+) -> tuple[Strategy, list[Tile], bool]:
+    """The strategy, tiles to use (the first) or to measure (the rest), and whether R is looped."""
+    extents = {d: prod(as_int(a.extent) or 0 for a in nest.axes if a.name in axes) for d, axes in shape.dims}
+    live = max(max_live(nest.body, nest.axes), 1)
+    if not reduced:
+        if len(shape.dims) == 2:
+            return Strategy.TILE_2D, _tile_2d(extents, live), False
+        return Strategy.FLAT, _flat(extents["x"], nest, table, live, device), False
+    split = any(b.endswith("_partial") for b in nest.writes)
+    units = [u for u in _heavy_unit_axes(nest, table)]
+    if units and units[0] not in reduced and extents["x"] > 1:
+        tiles, looped = _column_tiles(extents, live)
+    else:
+        tiles, looped = _row_tiles(extents, live, device)
+    row = Strategy.LOOPED_ROW if looped else Strategy.PERSISTENT_ROW
+    return (Strategy.SPLIT_ROW if split and not looped else row), tiles, looped
+
+
+def _flat(points: int, nest: LoopNest, table: Mapping[str, Buffer], live: int, device: DeviceModel) -> list[Tile]:
+    accesses = [table[a.buffer].itemsize for a in (*nest.loads, *nest.stores)]
+    narrowest = min(accesses, default=4)
+    lanes = max(16 // narrowest, 1) if narrowest > 1 else 8  # elements of a 16-byte access
+    lanes = min(lanes, 8)
+    if live > 12:
+        lanes = min(lanes, 4)
+    warps = 4
+    block = 32 * warps * lanes
+    while block > 128 and points < block * device.multiprocessors:
+        block //= 2
+        warps = max(block // (32 * lanes), 1)
+    tiles = [Tile((("x", block),), warps)]
+    tiles += [Tile((("x", block * 2),), min(warps * 2, 8)), Tile((("x", block * 2),), warps)]
+    return tiles
+
+
+def _tile_2d(extents: Mapping[str, int], live: int) -> list[Tile]:
+    side = 64 if live <= 6 else 32
+    x = min(side, next_power_of_2(extents["x"]))
+    y = min(side, next_power_of_2(extents["y"]))
+    tiles = [Tile((("y", y), ("x", x)), 8 if x * y >= 4096 else 4)]
+    if side == 64:
+        tiles.append(Tile((("y", min(y, 32)), ("x", min(x, 32))), 4))
+    return tiles
+
+
+def _row_tiles(extents: Mapping[str, int], live: int, device: DeviceModel) -> tuple[list[Tile], bool]:
+    rows, columns = extents["x"], extents["r"]
+    whole = next_power_of_2(max(columns, 1))
+    if whole <= 2 * PERSISTENT_LIMIT:
+        tile = _persistent_tile(rows, whole, live, device)
+        if tile is not None:
+            return [tile], False
+    tiles: list[Tile] = []
+    for block in (4096, 2048, 1024, 512):
+        warps = min(max(block // 512, 4), 16)
+        if registers_needed(block, warps, live) <= 128:
+            tiles.append(Tile((("x", 1), ("r", min(block, whole))), warps))
+    return tiles or [Tile((("x", 1), ("r", min(256, whole))), 4)], True
+
+
+def _persistent_tile(rows: int, whole: int, live: int, device: DeviceModel) -> Tile | None:
+    block = 1
+    while block * whole < 1024 and block * 2 * device.multiprocessors <= rows:
+        block *= 2
+    points = block * whole
+    warps = 1
+    while warps < 32 and points // (32 * warps) > 16:
+        warps *= 2
+    while warps < 16 and registers_needed(points, warps, live) > 128 and points // (32 * warps) > 4:
+        warps *= 2
+    limit = min(200, 65536 // (32 * warps) - 8)
+    return Tile((("x", block), ("r", whole)), warps) if registers_needed(points, warps, live) <= limit else None
+
+
+def _column_tiles(extents: Mapping[str, int], live: int) -> tuple[list[Tile], bool]:
+    rows, columns = extents["x"], extents["r"]
+    x = min(64, next_power_of_2(rows))
+    whole = next_power_of_2(max(columns, 1))
+    if whole * x <= 4096 and registers_needed(whole * x, 4, live) <= 160:
+        return [Tile((("x", x), ("r", whole)), 4)], False
+    r = max(min(4096 // x if live <= 4 else 2048 // x, whole), 1)
+    return [Tile((("x", x), ("r", r)), 8)], True
+
+
+def registers_needed(points: int, warps: int, live: int) -> int:
+    """Estimated 32-bit registers a thread: each live value's share of the tile, and some to spare."""
+    return SPARE_REGISTERS + live * -(-points // (32 * warps))
+
+
+def next_power_of_2(value: int) -> int:
+    """The least power of two that is at least value; 1 for 0."""
+    return 1 << max(value - 1, 0).bit_length()
+
+
+__all__ = ["next_power_of_2", "plan_group", "registers_needed"]

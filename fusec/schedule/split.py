@@ -1,0 +1,192 @@
+"""Split reductions: a reduction with few rows is cut into slices that many programs reduce, and a small finish.
+
+Before                                         After
+  nest n0 (p0<4, r0<1048576):                    nest n0_partial (p0<4, s<256, r0<4096):
+    %0 = load x[1048576*p0 + r0]                   %0 = load x[1048576*p0 + 4096*s + r0]
+    %1 = sum[r0] %0                                %1 = sum[r0] %0
+    store y[p0], %1                                store y_partial[4*s + p0], %1
+                                                 nest n0_finish (p0<4, r0<256):
+                                                   %0 = load y_partial[4*r0 + p0]
+                                                   %1 = sum[r0] %0
+                                                   store y[p0], %1
+
+It is decided after fusion, on groups whose rows cannot fill the device, and the program is fused again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+
+import torch
+
+from fusec.ir.analysis import eliminate_dead, varying
+from fusec.ir.index import Expr, as_int, linearize
+from fusec.ir.ops import identity
+from fusec.ir.types import Access, AccessMode, Axis, AxisKind, Buffer, Instr, LoopNest, Node, Program, Role
+from fusec.schedule.axes import merge_axes, rewrite_axes, without_unit_axes
+from fusec.schedule.cost import DeviceModel, splitting_pays
+from fusec.schedule.fuse import Group, Item
+from fusec.schedule.legality import reduced_axes
+from fusec.schedule.strides import unit_axis
+
+MIN_POINTS = 1 << 15  # a reduction below this many points is over before a second launch would start
+PROGRAMS_PER_MULTIPROCESSOR = 4
+MIN_SLICE = 1024  # points of one slice, so that a program has something to do
+
+
+def split_reductions(program: Program, items: Sequence[Item], device: DeviceModel) -> Program | None:
+    """The program with the reductions of starving groups split, or None when there is none."""
+    wanted: dict[str, int] = {}
+    for item in items:
+        if isinstance(item, Group):
+            slices = slices_for(item.nest, device)
+            if slices > 1 and splitting_pays(item.nest, program.table, device):
+                wanted.update(dict.fromkeys(item.members, slices))
+    if not wanted:
+        return None
+    nodes: list[Node] = []
+    buffers = list(program.buffers)
+    changed = False
+    for node in program.nodes:
+        parts = _split(node, wanted.get(node.name, 1), program) if isinstance(node, LoopNest) else None
+        if parts is None:
+            nodes.append(node)
+            continue
+        changed = True
+        partial, finish, workspace = parts
+        nodes += [partial, finish]
+        buffers.append(workspace)
+    return replace(program, nodes=tuple(nodes), buffers=tuple(buffers)) if changed else None
+
+
+def slices_for(nest: LoopNest, device: DeviceModel) -> int:
+    """How many programs should share one row; 1 when the rows alone fill the device."""
+    reduced = reduced_axes(nest.body)
+    rows = prod(as_int(a.extent) or 1 for a in nest.axes if a.name not in reduced)
+    columns = prod(as_int(a.extent) or 1 for a in nest.axes if a.name in reduced)
+    if not reduced or rows * columns < MIN_POINTS:
+        return 1
+    if unit_axis(nest) not in reduced and rows > 1:
+        rows = max(rows // 64, 1)  # neighbouring rows share a program: their elements are adjacent in memory
+        least = 64
+    else:
+        least = MIN_SLICE
+    if rows >= device.multiprocessors:
+        return 1
+    slices = min(device.multiprocessors * PROGRAMS_PER_MULTIPROCESSOR // rows, max(columns // least, 1))
+    return 1 << (slices.bit_length() - 1) if slices > 1 else 1
+
+
+def _split(nest: LoopNest, slices: int, program: Program) -> tuple[LoopNest, LoopNest, Buffer] | None:
+    if slices < 2 or len(nest.reductions) != 1 or nest.name.endswith("_finish"):
+        return None
+    reduction = nest.reductions[0]
+    if reduction.op in ("argmax", "argmin"):
+        return None  # a finish would need the positions, too
+    if any(i.out is None for i in nest.body[: nest.body.index(reduction)]):
+        return None
+    flat = merge_axes(without_unit_axes(nest), lambda a, b: a.is_reduction and b.is_reduction)
+    (reduction,) = flat.reductions
+    axis = max((a for a in flat.axes if a.name in reduction.reduced_axes), key=lambda a: as_int(a.extent) or 0)
+    extent = as_int(axis.extent)
+    assert extent is not None and reduction.out is not None
+    slices = min(slices, extent)
+    chunk = _chunk(extent, slices)
+    slices = -(-extent // chunk)
+    if slices < 2:
+        return None
+    outer, inner = Axis(f"{axis.name}s", slices), Axis(axis.name, chunk, AxisKind.REDUCTION)
+    kept = [a for a in flat.axes if not a.is_reduction]
+    device = next(program.table[b].device for b in nest.writes)
+    workspace = Buffer(
+        f"{nest.name}_partial",
+        reduction.dtype,
+        tuple(a.extent for a in (outer, *kept)),
+        _contiguous([as_int(a.extent) or 1 for a in (outer, *kept)]),
+        device,
+        Role.TEMPORARY,
+        "partial",
+    )
+    where = linearize([a.symbol for a in (outer, *kept)], workspace.strides)  # slices apart, rows adjacent
+    partial = _partial(flat, reduction, axis, outer, inner, extent, Access(workspace.name, where, AccessMode.STORE))
+    return partial, _finish(flat, reduction, kept, outer, workspace), workspace
+
+
+def _chunk(extent: int, slices: int) -> int:
+    """Points a slice: an exact divisor near extent / slices if there is one, else the rounded-up quotient."""
+    target = -(-extent // slices)
+    for candidate in range(target, min(2 * target, extent) + 1):
+        if extent % candidate == 0:
+            return candidate
+    return -(-target // 16) * 16
+
+
+def _partial(
+    nest: LoopNest, reduction: Instr, axis: Axis, outer: Axis, inner: Axis, extent: int, target: Access
+) -> LoopNest:
+    assert reduction.out is not None
+    position = outer.symbol * (as_int(inner.extent) or 1) + inner.symbol
+    upto = nest.body[: nest.body.index(reduction)]
+    body = list(rewrite_axes(upto, {axis.name: position}, {}))
+    exact = extent % (as_int(inner.extent) or 1) == 0
+    operand = reduction.args[0]
+    if not exact:
+        body = _guarded(body, position, extent)
+        neutral = Instr(
+            "%neutral", "const", (), reduction.dtype, None, (("value", identity(reduction.op, reduction.dtype)),)
+        )
+        body += [neutral, Instr("%kept", "where", ("%inside", operand, "%neutral"), reduction.dtype)]
+        operand = "%kept"
+    body.append(replace(reduction, args=(operand,)))
+    body.append(Instr(None, "store", (reduction.out,), reduction.dtype, target, (), reduction.origin))
+    axes = tuple(outer if a.name == axis.name else a for a in nest.axes if not a.is_reduction or a.name == axis.name)
+    rest = tuple(a for a in nest.axes if a.is_reduction and a.name != axis.name)
+    return LoopNest(f"{nest.name}_partial", (*axes, *rest, inner), eliminate_dead(body))
+
+
+def _guarded(body: list[Instr], position: Expr, extent: int) -> list[Instr]:
+    """Mask every load that runs along the split axis: the last slice may reach past its end."""
+    inside = [
+        Instr("%position", "index", (), torch.int64, None, (("expr", position),)),
+        Instr("%extent", "const", (), torch.int64, None, (("value", extent),)),
+        Instr("%inside", "lt", ("%position", "%extent"), torch.bool),
+    ]
+    result: list[Instr] = list(inside)
+    for number, instr in enumerate(body):
+        if instr.op == "load":
+            mask = "%inside"
+            if instr.args:
+                mask = f"%inside{number}"
+                result.append(Instr(mask, "and", ("%inside", instr.args[0]), torch.bool))
+            instr = replace(instr, args=(mask,), attrs=instr.attrs or (("other", 0),))
+        result.append(instr)
+    return result
+
+
+def _finish(nest: LoopNest, reduction: Instr, kept: list[Axis], outer: Axis, workspace: Buffer) -> LoopNest:
+    assert reduction.out is not None
+    axis = Axis(f"{outer.name}r", outer.extent, AxisKind.REDUCTION)
+    where = linearize([a.symbol for a in (axis, *kept)], workspace.strides)
+    values = varying(nest.body, nest.axes)
+    after = nest.body[nest.body.index(reduction) + 1 :]
+    before = tuple(
+        i
+        for i in nest.body[: nest.body.index(reduction)]
+        if i.out is None or not values[i.out] & reduced_axes(nest.body)
+    )
+    body = (
+        Instr("%part", "load", (), reduction.dtype, Access(workspace.name, where), (), reduction.origin),
+        Instr(
+            reduction.out, reduction.op, ("%part",), reduction.dtype, None, (("axes", (axis.name,)),), reduction.origin
+        ),
+    )
+    return LoopNest(f"{nest.name}_finish", (*kept, axis), eliminate_dead((*before, *body, *after)))
+
+
+def _contiguous(extents: Sequence[int]) -> tuple[int, ...]:
+    return tuple(prod(extents[i + 1 :]) for i in range(len(extents)))
+
+
+__all__ = ["slices_for", "split_reductions"]

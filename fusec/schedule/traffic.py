@@ -1,0 +1,215 @@
+"""Bytes a body moves: the distinct elements of global memory it touches, exactly.
+
+Enters: SSA lines over axes. Leaves: per buffer the number of distinct elements read and written.
+
+    nest (p0<64, r0<4096): load x[4096*p0 + r0]; load w[r0]; store y[4096*p0 + r0]
+    ->  read {x: 262144, w: 4096}, written {y: 262144}
+
+Axes that every access of a buffer uses with one common stride, larger than all the rest together, multiply the count;
+the rest (offsets, windows, masks, divisions) is enumerated once. Data-dependent positions count every point, at most
+the whole buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+from fusec.ir.analysis import instr_axes, varying
+from fusec.ir.index import Expr, as_int, bounds, evaluate, substitute, symbols_of
+from fusec.ir.ops import OPS, OpKind
+from fusec.ir.types import Axis, Buffer, Instr
+
+ENUMERATION_LIMIT = 1 << 22  # points; above it the count is bounded by the span of addresses
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Distinct elements per buffer, read and written in one launch."""
+
+    read: dict[str, int]
+    written: dict[str, int]
+
+    def bytes_read(self, table: Mapping[str, Buffer]) -> int:
+        return sum(n * table[b].itemsize for b, n in self.read.items())
+
+    def bytes_written(self, table: Mapping[str, Buffer]) -> int:
+        return sum(n * table[b].itemsize for b, n in self.written.items())
+
+
+@dataclass(frozen=True, slots=True)
+class _Touch:
+    """One access: its index, its mask as a value name, and the axes it runs over."""
+
+    index: Expr
+    mask: str | None
+    axes: frozenset[str]
+
+
+def traffic(body: Sequence[Instr], axes: Sequence[Axis], table: Mapping[str, Buffer]) -> Traffic:
+    """Distinct elements that one execution of the body reads and writes, per buffer."""
+    values = varying(body, axes)
+    lines = {i.out: i for i in body if i.out is not None}
+    touches: dict[tuple[bool, str], dict[tuple[Expr, str | None], _Touch]] = {}
+    for instr in body:
+        if instr.access is None:
+            continue
+        is_load = instr.op == "load"
+        masks = instr.args if is_load else instr.args[1:]
+        mask = masks[0] if masks else None
+        touch = _Touch(
+            instr.access.index, mask, instr_axes(instr, values) if is_load else _store_axes(instr, values, mask)
+        )
+        touches.setdefault((is_load, instr.access.buffer), {})[(touch.index, mask)] = touch
+    read: dict[str, int] = {}
+    written: dict[str, int] = {}
+    for (is_load, buffer), found in touches.items():
+        size = as_int(table[buffer].numel)
+        count = _count(list(found.values()), axes, lines, size)
+        (read if is_load else written)[buffer] = count
+    return Traffic(read, written)
+
+
+def _store_axes(instr: Instr, values: Mapping[str, frozenset[str]], mask: str | None) -> frozenset[str]:
+    assert instr.access is not None
+    found = {s.name for s in symbols_of(instr.access.index) if s.kind == "axis"}
+    return frozenset(found) | (values[mask] if mask is not None else frozenset())
+
+
+def _count(touches: list[_Touch], axes: Sequence[Axis], lines: Mapping[str, Instr], size: int | None) -> int:
+    extents = {a.name: as_int(a.extent) or 0 for a in axes}
+    used = frozenset().union(*(t.axes for t in touches))
+    if any(extents[a] == 0 for a in used):
+        return 0
+    outer, rest = _outer_axes(touches, extents, lines)
+    factor = prod(extents[a] for a in outer)
+    trimmed = [_Touch(substitute(t.index, dict.fromkeys(outer, 0)), t.mask, t.axes - outer) for t in touches]
+    points = sum(prod(extents[a] for a in t.axes) for t in trimmed)
+    if points <= ENUMERATION_LIMIT and not any(_is_data(t, lines) for t in trimmed):
+        return factor * _enumerate(trimmed, extents, lines)
+    span = rest if size is None else min(rest, size)
+    bound = factor * min(points, span) if span else factor * points
+    return bound if size is None else min(bound, size)
+
+
+def _outer_axes(
+    touches: list[_Touch], extents: Mapping[str, int], lines: Mapping[str, Instr]
+) -> tuple[frozenset[str], int]:
+    """Axes whose stride exceeds everything the others can add up to, and the span of the others."""
+    if any(_is_data(t, lines) for t in touches):
+        return frozenset(), 0
+    tied = frozenset().union(*(_nonlinear_axes(t, lines) for t in touches))
+    strides: list[dict[str, int]] = []
+    for t in touches:
+        strides.append({m[0].key: c for m, c in t.index.terms if len(m) == 1 and m[0].key in extents})
+    common = {a: s for a, s in strides[0].items() if a not in tied and all(d.get(a) == s for d in strides)}
+    chosen: set[str] = set()
+    for axis, stride in sorted(common.items(), key=lambda item: -item[1]):
+        low, high = _span(touches, chosen | {axis})
+        if stride <= high - low:
+            break
+        chosen.add(axis)
+    low, high = _span(touches, chosen)
+    return frozenset(chosen), high - low + 1
+
+
+def _span(touches: list[_Touch], without: set[str]) -> tuple[int, int]:
+    limits = [bounds(substitute(t.index, dict.fromkeys(without, 0))) for t in touches]
+    low = min((lo if lo is not None else 0) for lo, _ in limits)
+    high = max((hi if hi is not None else 1 << 62) for _, hi in limits)
+    return low, high
+
+
+def _nonlinear_axes(touch: _Touch, lines: Mapping[str, Instr]) -> frozenset[str]:
+    found: set[str] = set()
+    for monomial, _ in touch.index.terms:
+        if len(monomial) != 1 or monomial[0].key != getattr(monomial[0], "name", None):
+            found |= {s.name for atom in monomial for s in symbols_of(Expr((((atom,), 1),)))}
+    if touch.mask is not None:
+        for instr in _slice(touch.mask, lines):
+            found |= {s.name for e in instr.index_exprs for s in symbols_of(e)}
+    return frozenset(found)
+
+
+def _is_data(touch: _Touch, lines: Mapping[str, Instr]) -> bool:
+    """True when the position or the mask depends on loaded data."""
+    if any(s.kind == "value" and _loads(s.name, lines) for s in symbols_of(touch.index)):
+        return True
+    return touch.mask is not None and _loads(touch.mask, lines)
+
+
+def _loads(value: str, lines: Mapping[str, Instr]) -> bool:
+    return any(OPS[i.op].kind is OpKind.MEMORY or i.reduced_axes for i in _slice(value, lines))
+
+
+def _slice(value: str, lines: Mapping[str, Instr]) -> list[Instr]:
+    """The lines a value is computed from, in order."""
+    order: dict[str, Instr] = {}
+    stack = [(value, False)]
+    while stack:
+        name, done = stack.pop()
+        if done:
+            order[name] = lines[name]
+        elif name not in order:
+            stack.append((name, True))
+            stack += [(operand, False) for operand in lines[name].value_operands]
+    return list(order.values())
+
+
+def _enumerate(touches: list[_Touch], extents: Mapping[str, int], lines: Mapping[str, Instr]) -> int:
+    found: list[torch.Tensor] = []
+    for touch in touches:
+        order = sorted(touch.axes)
+        grid = {
+            a: torch.arange(extents[a]).reshape([-1 if i == j else 1 for j in range(len(order))])
+            for i, a in enumerate(order)
+        }
+        env: dict[str, Any] = dict(grid)
+        for symbol in symbols_of(touch.index):
+            if symbol.kind == "value":
+                _evaluate_slice(symbol.name, lines, env)
+        shape = [extents[a] for a in order]
+        position = torch.as_tensor(evaluate(touch.index, env)).expand(shape)
+        if touch.mask is not None:
+            mask = _evaluate_slice(touch.mask, lines, env).expand(shape)
+            position = position[mask]
+        found.append(position.reshape(-1))
+    return int(torch.unique(torch.cat(found)).numel()) if found else 0
+
+
+def _evaluate_slice(value: str, lines: Mapping[str, Instr], env: dict[str, Any]) -> torch.Tensor:
+    for instr in _slice(value, lines):
+        assert instr.out is not None
+        if instr.op == "const":
+            env[instr.out] = torch.tensor(instr.attr("value"), dtype=instr.dtype)
+        elif instr.op == "index":
+            env[instr.out] = torch.as_tensor(evaluate(instr.attr("expr"), env)).to(instr.dtype)
+        elif instr.op == "cast":
+            env[instr.out] = env[instr.args[0]].to(instr.dtype)
+        else:
+            function = OPS[instr.op].evaluate
+            assert function is not None, instr.op
+            env[instr.out] = function(*(env[a] for a in instr.args))
+    result: torch.Tensor = env[value]
+    return result
+
+
+def requested_points(body: Iterable[Instr], axes: Sequence[Axis], programs: Mapping[str, int]) -> dict[str, int]:
+    """Elements asked for per buffer: a load that lacks a grid axis is asked for by every program along it.
+
+    programs: number of program instances along each axis (1 for axes that are not on the grid).
+    """
+    lines = list(body)
+    values = varying(lines, axes)
+    extents = {a.name: as_int(a.extent) or 0 for a in axes}
+    result: dict[str, int] = {}
+    for instr in lines:
+        if instr.op == "load" and instr.access is not None:
+            mine = instr_axes(instr, values)
+            points = prod(extents[a] if a in mine else programs.get(a, 1) for a in extents)
+            result[instr.access.buffer] = result.get(instr.access.buffer, 0) + points
+    return result
