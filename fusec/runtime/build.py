@@ -12,7 +12,8 @@ cache keeps a manifest of it, so that a second process can tell that it met the 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,7 +31,10 @@ from fusec.runtime.executable import Executable
 from fusec.runtime.grid import block_values
 from fusec.runtime.launch import Kernel
 from fusec.runtime.target import Target, resolve_target
+from fusec.runtime.tune import tile_to_json
 from fusec.runtime.worker import TIMEOUT, compile_all
+
+__all__ = ["Counters", "Executable", "build", "build_kernels", "compile_request"]
 
 
 class Counters(Protocol):
@@ -69,40 +73,73 @@ def build_kernels(
     """One Kernel per source, in order; equal sources share one."""
     cache = Cache.from_config(config)
     kernels = {_identity(source): Kernel(source, target) for source in sources}
+    jobs: list[Job] = []
     for kernel in kernels.values():
         if target.device == "cpu":
             kernel.met_before = _note_text(kernel.source, cache, counters, compiled=bool(target.archs))
-    compile_artifacts(kernels.values(), target.archs, config, cache, counters, timeout)
+        for arch in target.archs:
+            jobs += _jobs(kernel, arch, cache, tune=config.mode == "max-autotune" and target.device == "cuda")
+    _compile(jobs, cache, config, counters, timeout)
     return tuple(kernels[_identity(source)] for source in sources)
 
 
-def compile_artifacts(
-    kernels: Iterable[Kernel],
-    archs: Sequence[int],
-    config: Config,
-    cache: Cache,
-    counters: Counters | None,
-    timeout: float = TIMEOUT,
-) -> None:
-    """Give every kernel its artifact for every architecture."""
-    missing: list[tuple[Kernel, CompileRequest, str]] = []
-    for kernel in kernels:
-        for arch in archs:
-            request = compile_request(kernel.source, kernel.source.tile, arch)
-            key = cache_key(kernel.source, request)
-            artifact = load_artifact(cache, key)
-            if artifact is None:
-                missing.append((kernel, request, key))
-            else:
-                kernel.artifacts[arch] = artifact
-                _count(counters, "cache_hits")
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A kernel to compile with a tile for an architecture. optional: a candidate that may fail."""
+
+    kernel: Kernel
+    tile: Tile
+    arch: int
+    optional: bool = False
+
+    def accept(self, artifact: Artifact) -> None:
+        if self.optional:
+            self.kernel.candidates.setdefault(self.arch, []).append((self.tile, artifact))
+        else:
+            self.kernel.artifacts[self.arch] = artifact
+
+
+def _jobs(kernel: Kernel, arch: int, cache: Cache, tune: bool) -> list[Job]:
+    """The kernel with its tile, or with the tile measured before; candidates where measuring is still to come."""
+    source = kernel.source
+    if not tune or not source.candidates:
+        return [Job(kernel, source.tile, arch)]
+    key = digest({"tuned": cache_key(source, compile_request(source, source.tile, arch)), "device": _device_name()})
+    entry = cache.get(key)
+    tiles = {digest(tile_to_json(t)): t for t in (source.tile, *source.candidates)}
+    if entry is not None and entry.meta.get("tile") in tiles:
+        kernel.tiles[arch] = tiles[entry.meta["tile"]]
+        return [Job(kernel, kernel.tiles[arch], arch)]
+    kernel.on_tuned = lambda _, tile: cache.put(key, Entry({"tile": digest(tile_to_json(tile))}, b""))
+    others = [Job(kernel, tile, arch, optional=True) for tile in source.candidates if tile != source.tile]
+    return [Job(kernel, source.tile, arch), *others]
+
+
+def _device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+
+
+def _compile(jobs: Sequence[Job], cache: Cache, config: Config, counters: Counters | None, timeout: float) -> None:
+    """Give every kernel its artifacts, from the cache or from the compiler."""
+    missing: list[tuple[Job, CompileRequest, str]] = []
+    for job in jobs:
+        request = compile_request(job.kernel.source, job.tile, job.arch)
+        key = cache_key(job.kernel.source, request)
+        artifact = load_artifact(cache, key)
+        if artifact is None:
+            missing.append((job, request, key))
+        else:
+            job.accept(artifact)
+            _count(counters, "cache_hits")
     results = compile_all([request for _, request, _ in missing], config.workers, timeout) if missing else []
-    failures = [r for r in results if isinstance(r, BuildError)]
-    for (kernel, request, key), result in zip(missing, results, strict=True):
+    failures = []
+    for (job, _, key), result in zip(missing, results, strict=True):
         if isinstance(result, Artifact):
-            kernel.artifacts[request.arch] = result
+            job.accept(result)
             cache.put(key, Entry(result.to_json(), result.cubin))
             _count(counters, "kernels_built")
+        elif not job.optional:
+            failures.append(result)
     if failures:
         more = f"\n({len(failures) - 1} more kernels failed)" if len(failures) > 1 else ""
         raise BuildError(f"{failures[0]}{more}")
@@ -134,7 +171,14 @@ def compile_request(source: KernelSource, tile: Tile, arch: int) -> CompileReque
             signature.append((param.name, "constexpr"))
             constants.append((param.name, blocks[param.name]))
     return CompileRequest(
-        source.name, source.text, tuple(signature), tuple(constants), tuple(aligned), tile.num_warps, tile.num_stages, arch
+        name=source.name,
+        text=source.text,
+        signature=tuple(signature),
+        constants=tuple(constants),
+        aligned=tuple(aligned),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        arch=arch,
     )
 
 
@@ -158,7 +202,8 @@ def cache_key(source: KernelSource, request: CompileRequest) -> str:
 
 def text_key(source: KernelSource) -> str:
     """The key of a kernel that is interpreted."""
-    return digest({"source": source.cache_key, "target": "interpreter", "versions": versions(), "helpers": helpers_digest()})
+    facts = {"source": source.cache_key, "target": "interpreter", "versions": versions(), "helpers": helpers_digest()}
+    return digest(facts)
 
 
 @functools.cache

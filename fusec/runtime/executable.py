@@ -10,6 +10,7 @@ The wrapper's `call(args, rt)` does all work of a call; `rt` is the Runtime belo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,10 +22,13 @@ from fusec.errors import BuildError, FusecError, TargetError
 from fusec.ir.index import as_int
 from fusec.ir.kernels import BufferPlan, KernelPlan, Schedule
 from fusec.ir.types import Buffer, Extern
+from fusec.runtime.graphs import GraphReplay, why_not
 from fusec.runtime.grid import launch_grid
 from fusec.runtime.launch import Kernel, aligned_copy
 from fusec.runtime.module import load_namespace
 from fusec.runtime.target import Target, require_cuda
+
+log = logging.getLogger(__name__)
 
 
 class LaunchCounters(Protocol):
@@ -70,6 +74,7 @@ class Executable:
     kernels: one Kernel per launch, in order (launches of one kernel share it).
     target:  where it runs and what it was compiled for.
     wrapper: the text that runs a call.
+    graph_reason: why mode="reduce-overhead" does not replay CUDA graphs; None where it does or was not asked for.
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class Executable:
             raise BuildError(f"{schedule.name}: the wrapper text defines no call(args, rt)")
         self._call: Callable[[list[Any], Runtime], Any] = namespace["call"]
         self._checks = tuple(InputCheck.of(i, schedule.table[n]) if n else None for i, n in enumerate(schedule.inputs))
+        self.graph_reason, self._run = self._choose_run(config)
         self._launches = sum(_launches(k) for k in self.kernels)
         self._externs = len(externs)
 
@@ -110,11 +116,25 @@ class Executable:
             raise FusecError(f"{self.schedule.name} takes {len(self._checks)} inputs, got {len(inputs)}")
         args = [x if check is None else check(x) for x, check in zip(inputs, self._checks, strict=True)]
         with torch.no_grad():
-            outputs = list(self._call(args, self.runtime))
+            outputs = self._run(args)
         if self.counters is not None:
             self.counters.kernels_launched += self._launches
             self.counters.extern_calls += self._externs
         return outputs
+
+    def _choose_run(self, config: Config) -> tuple[str | None, Callable[[Sequence[Any]], list[Any]]]:
+        """How calls run: as they are, or replayed as a CUDA graph; and why not replayed where that was asked for."""
+
+        def run(args: Sequence[Any]) -> list[Any]:
+            return list(self._call(list(args), self.runtime))
+
+        if config.mode != "reduce-overhead":
+            return None, run
+        reason = why_not(self.schedule, self.target)
+        if reason is None:
+            return None, GraphReplay(self.schedule.name, run)
+        log.info("fusec: %s: CUDA graphs are off: %s", self.schedule.name, reason)
+        return reason, run
 
     def __repr__(self) -> str:
         kernels, where = len(self.kernels), ", ".join((self.target.device, *self.target.names))

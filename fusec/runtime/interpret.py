@@ -5,9 +5,9 @@ Enters: a KernelSource and CPU tensors. Leaves: the tensors the kernel stores to
     kernel = InterpretedKernel(source)
     kernel.launch([x, out], sizes=[], tile=source.interpreter_tile)
 
-Triton's own interpreter wants TRITON_INTERPRET for the whole process and prepares the language anew for each launch. Here
-the list of replaced names is made once; a launch swaps them in and out, so the same process still compiles with
-`triton.jit`. Functions called from a kernel (helpers, `tl.sum`, ...) are rewritten the first time they are called.
+Triton's own interpreter wants TRITON_INTERPRET for the whole process and prepares the language anew for each launch.
+Here the list of replaced names is made once; a launch swaps them in and out, so the same process still compiles
+with `triton.jit`. Functions called from a kernel (helpers, `tl.sum`, ...) are rewritten the first time they are called.
 Private names of Triton are used here and in `numpy_semantics`; checked on Triton 3.6.
 """
 

@@ -4,9 +4,10 @@ Enters: a KernelSource with its Artifacts. Leaves: launches.
 
     kernel(x, out)                  # tensors, then sizes; the grid and the argument layout were computed before
 
-On CUDA the cubin is loaded once a device through `torch._C._StaticCudaLauncher` (checked on PyTorch 2.11; the binding is
-private: `_load_kernel(path, name, shared, device) -> (function, registers, spills)`, `_launch_kernel(function, x, y, z,
-warps, shared, types, arguments, stream)`). A build without it launches through Triton's own `JITFunction.run`.
+On CUDA the cubin is loaded once a device through `torch._C._StaticCudaLauncher` (checked on PyTorch 2.11; the binding
+is private: `_load_kernel(path, name, shared, device) -> (function, registers, spills)`,
+`_launch_kernel(function, x, y, z, warps, shared, types, arguments, stream)`, a pointer argument being an address or a
+tensor). A build without it launches through Triton's own `JITFunction.run`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from fusec.runtime.memory import span
 from fusec.runtime.meter import active_meter
 from fusec.runtime.module import load_kernel
 from fusec.runtime.target import Target, device_arch, require_cuda
+from fusec.runtime.tune import fastest
 
 Launcher = Callable[..., None]
 
@@ -36,15 +38,19 @@ class Kernel:
     """One kernel of an executable, shared by all its launches.
 
     artifacts:  by architecture; empty for a kernel that is only interpreted.
+    tiles:      by architecture, where tuning chose another tile than the source's.
+    candidates: (tile, artifact) by architecture, to be measured at the first launch (mode="max-autotune").
+    on_tuned:   is told the architecture and the tile that measuring chose.
     met_before: the cache knew this text (interpreted kernels).
-    tile:       the blocks to launch with on a GPU; tuning may replace them before the first launch.
     """
 
     def __init__(self, source: KernelSource, target: Target) -> None:
         self.source = source
         self.target = target
-        self.tile = source.tile
         self.artifacts: dict[int, Artifact] = {}
+        self.tiles: dict[int, Tile] = {}
+        self.candidates: dict[int, list[tuple[Tile, Artifact]]] = {}
+        self.on_tuned: Callable[[int, Tile], None] | None = None
         self.met_before = False
         self.pointers = sum(p.kind == "pointer" for p in source.params)
         self._interpreted: InterpretedKernel | None = None
@@ -72,12 +78,10 @@ class Kernel:
         index = arguments[0].device.index
         launcher = self._launchers.get(index)
         if launcher is None:
-            launcher = self._launchers[index] = self._load(index)
+            launcher = self._launchers[index] = self._load(index, arguments)
         launcher(*arguments)
 
-    def interpret(
-        self, tensors: Sequence[torch.Tensor], sizes: Sequence[int] = (), tile: Tile | None = None
-    ) -> None:
+    def interpret(self, tensors: Sequence[torch.Tensor], sizes: Sequence[int] = (), tile: Tile | None = None) -> None:
         """Run on CPU tensors, with large blocks unless a tile is given."""
         if self._interpreted is None:
             self._interpreted = InterpretedKernel(self.source)
@@ -86,16 +90,30 @@ class Kernel:
         grid = launch_grid(self.source, tile, sizes)
         self._interpreted.launch(tensors, sizes, grid, tile, None if meter is None else meter.record)
 
-    def _load(self, index: int) -> Launcher:
+    def _load(self, index: int, arguments: Sequence[Any]) -> Launcher:
         require_cuda()
         arch = device_arch(index)
         artifact = None if arch is None else self.artifacts.get(arch)
-        if artifact is None:
+        if arch is None or artifact is None:
             raise TargetError(f"kernel {self.name} was built for {self.target.names}, the device is sm_{arch}")
+        tile = self.tiles.get(arch, self.source.tile)
+        launcher = self._launcher(tile, artifact, index)
+        others = self.candidates.get(arch)
+        if not others or torch.cuda.is_current_stream_capturing():
+            return launcher
+        launchers = {tile: launcher, **{t: self._launcher(t, a, index) for t, a in others}}
+        copies = [aligned_copy(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+        best = fastest(launchers, copies)
+        self.artifacts[arch], self.tiles[arch] = {tile: artifact, **dict(others)}[best], best
+        if self.on_tuned is not None:
+            self.on_tuned(arch, best)
+        return launchers[best]
+
+    def _launcher(self, tile: Tile, artifact: Artifact, index: int) -> Launcher:
         static = getattr(torch._C, "_StaticCudaLauncher", None)
         if static is None:
-            return triton_launcher(self.source, self.tile)
-        return static_launcher(static, self.source, self.tile, artifact, index)
+            return triton_launcher(self.source, tile)
+        return static_launcher(static, self.source, tile, artifact, index)
 
 
 # CUDA
@@ -103,55 +121,53 @@ class Kernel:
 
 def static_launcher(static: Any, source: KernelSource, tile: Tile, artifact: Artifact, index: int) -> Launcher:
     """A launcher through PyTorch's binding: no compiler at run time, one C call a launch."""
+    function = _load_function(static, artifact, index)
+    pointers = sum(p.kind == "pointer" for p in source.params)
+    has_sizes = any(p.kind == "size" for p in source.params)
+    fixed = (1,) if has_sizes else launch_grid(source, tile, ())
+    types = argument_types(source) + "O" * artifact.scratch
+    scratch = (None,) * artifact.scratch
+    warps, shared, launch = artifact.num_warps, artifact.shared, static._launch_kernel
+    stream, current = torch._C._cuda_getCurrentRawStream, torch.cuda.current_device
+    must_align = tuple(i for i, p in enumerate(q for q in source.params if q.kind == "pointer") if p.aligned)
+
+    def run(*arguments: Any) -> None:
+        grid = launch_grid(source, tile, arguments[pointers:]) if has_sizes else fixed
+        if 0 in grid:
+            return
+        addresses = [t.data_ptr() for t in arguments[:pointers]]
+        if any(addresses[i] & 15 for i in must_align):
+            with_aligned_pointers(run, arguments, [i for i in must_align if addresses[i] & 15])
+            return
+        x, y, z = (*grid, 1, 1)[:3]
+        values = (*addresses, *arguments[pointers:], *scratch)
+        if current() == index:
+            launch(function, x, y, z, warps, shared, types, values, stream(index))
+        else:
+            with torch.cuda.device(index):
+                launch(function, x, y, z, warps, shared, types, values, stream(index))
+
+    return run
+
+
+def _load_function(static: Any, artifact: Artifact, index: int) -> int:
+    """Load the cubin, whose bytes were verified, on a device; the handle of its function."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(artifact.cubin)
         file.flush()
         with torch.cuda.device(index):
             function, _, _ = static._load_kernel(file.name, artifact.name, artifact.shared, index)
-    types = argument_types(source) + "O" * artifact.scratch
-    scratch = (None,) * artifact.scratch
-    warps, shared, launch = artifact.num_warps, artifact.shared, static._launch_kernel
-    stream = torch._C._cuda_getCurrentRawStream
-    current = torch.cuda.current_device
-    fixed = None if any(p.kind == "size" for p in source.params) else launch_grid(source, tile, ())
-    pointers = sum(p.kind == "pointer" for p in source.params)
-    aligned = tuple(p.aligned for p in source.params if p.kind == "pointer")
-
-    def run(*arguments: Any) -> None:
-        grid = fixed if fixed is not None else launch_grid(source, tile, arguments[pointers:])
-        if 0 in grid:
-            return
-        x, y, z = (*grid, 1, 1)[:3]
-        if current() == index:
-            launch(function, x, y, z, warps, shared, types, arguments + scratch, stream(index))
-        else:
-            with torch.cuda.device(index):
-                launch(function, x, y, z, warps, shared, types, arguments + scratch, stream(index))
-
-    return with_aligned_pointers(run, aligned)
+    return int(function)
 
 
-def with_aligned_pointers(run: Launcher, aligned: tuple[bool, ...]) -> Launcher:
-    """Pass a copy in place of a tensor that is not 16-byte aligned where the kernel was compiled for one that is."""
-    if not any(aligned):
-        return run
-
-    def checked(*arguments: Any) -> None:
-        moved = []
-        for position, must in enumerate(aligned):
-            if must and arguments[position].data_ptr() % 16:
-                moved.append(position)
-        if not moved:
-            run(*arguments)
-            return
-        copies = list(arguments)
-        for position in moved:
-            copies[position] = aligned_copy(arguments[position])
-        run(*copies)
-        for position in moved:
-            copy_memory(arguments[position], copies[position])
-
-    return checked
+def with_aligned_pointers(run: Launcher, arguments: Sequence[Any], positions: Sequence[int]) -> None:
+    """Launch with copies of the tensors whose addresses are not the multiples of 16 that were compiled for."""
+    copies = list(arguments)
+    for position in positions:
+        copies[position] = aligned_copy(arguments[position])
+    run(*copies)
+    for position in positions:
+        copy_memory(arguments[position], copies[position])
 
 
 def aligned_copy(tensor: torch.Tensor) -> torch.Tensor:

@@ -234,7 +234,7 @@ _LIBDEVICE: dict[str, Function] = {
     "tanh": torch.tanh, "trunc": torch.trunc, "j0": torch.special.bessel_j0, "j1": torch.special.bessel_j1,
     "y0": torch.special.bessel_y0, "y1": torch.special.bessel_y1, "cyl_bessel_i0": torch.special.i0,
     "cyl_bessel_i1": torch.special.i1, "fma": lambda x, y, z: x * y + z, "div_rn": torch.div, "sqrt_rn": torch.sqrt,
-    "fmax": torch.fmax, "fmin": torch.fmin, "tgamma": lambda x: torch.exp(torch.lgamma(x)), "cbrt": lambda x: torch.sign(x) * torch.abs(x) ** (1 / 3),
+    "fmax": torch.fmax, "fmin": torch.fmin, "cbrt": lambda x: torch.sign(x) * torch.abs(x) ** (1 / 3),
 }  # fmt: skip
 
 

@@ -4,8 +4,8 @@ Enters: CompileRequests. Leaves: an Artifact or a BuildError for each, in order.
 
     compile_all(requests, workers=2, timeout=120.0) -> [Artifact(...), BuildError("fused_add: ..."), ...]
 
-A worker is `python -c "... main()"`: it imports neither PyTorch nor the user's script, reads one JSON request a line and
-answers one JSON line. A worker that dies is replaced; its kernel is tried once more, then reported. A worker that
+A worker is `python -c "... main()"`: it imports neither PyTorch nor the user's script, reads one JSON request a line
+and answers one JSON line. A worker that dies is replaced; its kernel is tried once more, then reported. A worker that
 does not answer within `timeout` seconds is killed with everything it started.
 """
 
