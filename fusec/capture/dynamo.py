@@ -19,23 +19,45 @@ from typing import Any
 
 import torch
 from torch._dynamo.backends.common import aot_autograd
-from torch._dynamo.exc import TensorifyScalarRestartAnalysis
+from torch._dynamo.eval_frame import OptimizedModule
+from torch._dynamo.exc import (
+    BackendCompilerFailed,
+    InternalTorchDynamoError,
+    TensorifyScalarRestartAnalysis,
+    TorchRuntimeError,
+)
 from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._guards import CompileContext
 from torch.fx import GraphModule, Node
 
 from fusec.capture.decompositions import decomposition_table
-from fusec.capture.graph import CapturedGraph, is_symbolic, readable_name
+from fusec.capture.graph import CapturedGraph, is_symbolic, readable_name, trim_stack
 from fusec.capture.specialize import signature, specialize
 
-# torch._dynamo, torch._functorch: checked with torch 2.11.0 and 2.13.0.
+# torch._dynamo, torch._functorch, torch._guards: checked with torch 2.11.0 and 2.13.0.
 
-__all__ = ["RESTARTS", "CapturedGraph", "CompileGraph", "backend", "graph_break_reason", "placeholder_names"]
+__all__ = [
+    "CAPTURE_ERRORS",
+    "RESTARTS",
+    "BackendCompilerFailed",
+    "CapturedGraph",
+    "CompileGraph",
+    "OptimizedModule",
+    "backend",
+    "compilation_number",
+    "failed_at_the_start",
+    "graph_break_reason",
+    "placeholder_names",
+]
 
 Compiled = Callable[..., Any]
 CompileGraph = Callable[[CapturedGraph], Compiled]
 
 # Raised through a backend to make Dynamo trace again: never a failure.
 RESTARTS: tuple[type[BaseException], ...] = (TensorifyScalarRestartAnalysis,)
+
+# Raised to the caller when a function cannot be traced; the first is also how a user's shape error looks.
+CAPTURE_ERRORS: tuple[type[Exception], ...] = (TorchRuntimeError, InternalTorchDynamoError)
 
 _PRIMAL = re.compile(r"^primals_(\d+)$")
 _ARGUMENT = re.compile(r"^arg(\d+)_1$")
@@ -61,7 +83,7 @@ def backend(
 
     def compiler(kind: str) -> Callable[[GraphModule, Sequence[Any]], Compiled]:
         def compile_aten(graph_module: GraphModule, inputs: Sequence[Any]) -> Compiled:
-            _clone_constants(graph_module)
+            _normalize(graph_module)
             graph = CapturedGraph(
                 graph_module,
                 tuple(inputs),
@@ -86,11 +108,16 @@ def backend(
     return compiled
 
 
-def _clone_constants(graph_module: GraphModule) -> None:
-    """lift_fresh_copy(constant) -> clone(constant): it is traced below the decomposition table."""
+def _normalize(graph_module: GraphModule) -> None:
+    """lift_fresh_copy(constant) -> clone(constant): it is traced below the decomposition table.
+
+    Stack traces end at the user's line, not at the line of torch that it called.
+    """
     for node in graph_module.graph.nodes:
         if node.target is torch.ops.aten.lift_fresh_copy.default:
             node.target = torch.ops.aten.clone.default
+        if node.meta.get("stack_trace"):
+            node.meta["stack_trace"] = trim_stack(node.meta["stack_trace"])
     graph_module.recompile()
 
 
@@ -186,3 +213,27 @@ def graph_break_reason(gm: GraphModule) -> str | None:
     frames = list(reason.user_stack)
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     return str(reason.reason).strip().splitlines()[0] + where
+
+
+# -- what Dynamo knows about this compilation and its failures --------------------------------------
+
+
+def compilation_number() -> int:
+    """How often the frame that Dynamo is compiling was compiled before: 0 at first, then a recompilation."""
+    identity = CompileContext.current_compile_id()
+    number = getattr(identity, "frame_compile_id", None)
+    return number if isinstance(number, int) else 0
+
+
+def failed_at_the_start(error: BaseException, function: Callable[..., Any]) -> bool:
+    """True when tracing failed in the frame of `function` itself, so that nothing of the call has run yet.
+
+    After a graph break the frame is `torch_dynamo_resume_in_...`: calling the function again would repeat it.
+    """
+    stack = list(getattr(error, "real_stack", ()))
+    if not stack:
+        return False
+    code = getattr(getattr(function, "__wrapped__", function), "__code__", None)
+    if code is not None and stack[0].filename == code.co_filename and stack[0].name in (code.co_name, code.co_qualname):
+        return True
+    return bool(stack[0].filename.endswith("external_utils.py"))  # Dynamo's own frame around a library function

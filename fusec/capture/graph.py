@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-__all__ = ["KINDS", "CapturedGraph", "is_symbolic", "readable_name", "user_lines", "user_location"]
+__all__ = ["KINDS", "CapturedGraph", "is_symbolic", "readable_name", "trim_stack", "user_lines", "user_location"]
 
 KINDS = ("inference", "forward", "backward")
 
@@ -75,6 +75,19 @@ def is_symbolic(example_inputs: Sequence[Any]) -> bool:
         if any(isinstance(s, torch.SymInt) for s in sizes):
             return True
     return False
+
+
+def trim_stack(stack_trace: str) -> str:
+    """The trace without the frames inside torch that follow the user's innermost frame.
+
+    model.py:31, torch/nn/functional.py:7  ->  model.py:31
+    """
+    frames = list(_STACK_LINE.finditer(stack_trace))
+    own = [i for i, frame in enumerate(frames) if not frame.group(1).startswith(_TORCH)]
+    if not own or own[-1] == len(frames) - 1:
+        return stack_trace
+    end = stack_trace.rindex("\n", 0, frames[own[-1] + 1].start()) + 1
+    return stack_trace[:end]
 
 
 def user_location(stack_trace: str | None) -> tuple[str, int, str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.fx import symbolic_trace
 
-from fusec.capture.graph import CapturedGraph, is_symbolic, readable_name, user_location
+from fusec.capture.graph import CapturedGraph, is_symbolic, readable_name, trim_stack, user_location
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,11 @@ def test_captured_graph_needs_one_name_per_placeholder() -> None:
 
 def test_static_inputs_are_not_symbolic() -> None:
     assert not is_symbolic([torch.ones(2, 3), 4])
+
+
+def test_trim_stack_ends_at_the_users_frame() -> None:
+    user = '  File "/home/u/model.py", line 31, in forward\n    y = f(x)\n'
+    torch_frame = f'  File "{torch.nn.functional.__file__}", line 7, in f\n    return g()\n'
+    assert trim_stack(user + torch_frame) == user
+    assert trim_stack(torch_frame + user) == torch_frame + user
+    assert trim_stack(torch_frame) == torch_frame

@@ -1,0 +1,273 @@
+"""Every pass by name, in order: the table of contents of fusec. Read this first.
+
+Enters: a CapturedGraph and a Config. Leaves: a callable over the graph's inputs that returns its outputs.
+
+    capture -> lower -> simplify -> schedule -> plan_memory -> generate -> wrap -> build -> launch
+
+Each pass is a plain function of values. `config.verify` checks what a pass made, `config.dump` writes it:
+
+    out/rms_norm_0/01_program.txt 02_simplified.txt 03_schedule.txt 04_buffers.txt 05_wrapper.txt kernels/...
+
+The fallback ladder: an op that cannot be lowered is a library call (in `lowering`); a graph that cannot be
+fused or built runs one kernel a nest; failing that it runs as eager PyTorch would. Each step down is
+counted and warned of once; `config.strict` makes it an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fusec.capture.graph import CapturedGraph, user_lines
+from fusec.codegen.kernel import generate_kernel
+from fusec.codegen.wrapper import generate_wrapper
+from fusec.config import Config
+from fusec.errors import FallbackWarning, FusecError
+from fusec.inspect.dump import dump_stage, write_kernel_script
+from fusec.inspect.rows import GraphRecord
+from fusec.ir.kernels import BufferPlan, KernelPlan, KernelSource, Schedule
+from fusec.ir.printer import format_bytes, format_program, format_schedule
+from fusec.ir.types import Extern, Program
+from fusec.ir.verify import verify_program, verify_schedule
+from fusec.lowering import lower
+from fusec.runtime.build import Executable, build
+from fusec.schedule import plan_memory, schedule, simplify
+
+__all__ = ["CompiledGraph", "Fallback", "Stats", "compile_graph", "compile_passes"]
+
+log = logging.getLogger("fusec.pipeline")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """Something that runs as eager PyTorch would. level: "op", "group", "graph" or "call"."""
+
+    level: str
+    op: str
+    reason: str
+    line: str = ""
+
+    def __str__(self) -> str:
+        where = f" ({self.line})" if self.line else ""
+        return f"{self.op}{where}: {self.reason}"
+
+
+@dataclass
+class Stats:
+    """What happened so far. Passed to whoever counts; `fusec.stats()` shows it."""
+
+    graphs: int = 0
+    graph_breaks: list[str] = field(default_factory=list)
+    kernels_built: int = 0
+    kernels_launched: int = 0
+    extern_calls: int = 0
+    fallbacks: list[Fallback] = field(default_factory=list)
+    cache_hits: int = 0
+    recompiles: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers and, for fallbacks, plain dicts."""
+        with self.lock:
+            return {
+                "graphs": self.graphs,
+                "graph_breaks": len(self.graph_breaks),
+                "kernels_built": self.kernels_built,
+                "kernels_launched": self.kernels_launched,
+                "extern_calls": self.extern_calls,
+                "fallbacks": [asdict(f) for f in self.fallbacks],
+                "cache_hits": self.cache_hits,
+                "recompiles": self.recompiles,
+            }
+
+    def clear(self) -> None:
+        """Everything back to zero; compiled graphs keep counting into this object."""
+        with self.lock:
+            self.graphs = self.kernels_built = self.kernels_launched = self.extern_calls = 0
+            self.cache_hits = self.recompiles = 0
+            self.graph_breaks.clear()
+            self.fallbacks.clear()
+
+    def fall_back(self, fallback: Fallback, *, warn: bool = True) -> None:
+        """Count a fallback; warn the first time this one is seen."""
+        with self.lock:
+            seen = fallback in self.fallbacks
+            self.fallbacks.append(fallback)
+        if warn and not seen:
+            warnings.warn(f"fusec: {fallback}", FallbackWarning, stacklevel=3)
+
+
+# -- the passes -----------------------------------------------------------------------------------
+
+
+def compile_passes(graph: CapturedGraph, config: Config, stats: Stats) -> tuple[GraphRecord, Executable]:
+    """All passes in order, without the fallback ladder: an error is an error."""
+    run = _Passes(graph.name, config)
+    program = run("program", lambda: lower(graph, config, graph.name), verify_program, format_program)
+    simplified = run("simplified", lambda: simplify(program, config), verify_program, format_program)
+    steps = run("schedule", lambda: schedule(simplified, config), verify_schedule, format_schedule)
+    buffers = run("buffers", lambda: plan_memory(steps), None, lambda plan: _format_buffers(steps, plan))
+    plans = [step for step in steps.steps if isinstance(step, KernelPlan)]
+    sources = run("kernels", lambda: tuple(generate_kernel(plan, steps.table, config) for plan in plans))
+    run.write_kernels(plans, sources, steps)
+    wrapper = run("wrapper", lambda: generate_wrapper(steps, buffers, sources), None, str)
+    executable = run("build", lambda: build(steps, buffers, sources, wrapper, config, stats))
+    named = {plan.name: source for plan, source in zip(plans, sources, strict=True)}
+    record = GraphRecord(graph, program, simplified, steps, buffers, named, wrapper, stages=tuple(run.seconds), calls=0)
+    return record, executable
+
+
+class _Passes:
+    """Runs one pass after the other: times, verifies and dumps what it returns."""
+
+    def __init__(self, name: str, config: Config) -> None:
+        self.config = config
+        self.folder = Path(config.dump) / name if config.dump is not None else None
+        self.seconds: list[tuple[str, float]] = []
+        self.dumped = 0
+
+    def __call__(
+        self,
+        name: str,
+        compute: Callable[[], T],
+        verify: Callable[[T], None] | None = None,
+        text: Callable[[T], str] | None = None,
+    ) -> T:
+        start = time.perf_counter()
+        value = compute()
+        self.seconds.append((name, time.perf_counter() - start))
+        if self.folder is not None and text is not None:
+            self.dumped += 1
+            dump_stage(self.folder, self.dumped, name, text(value))
+        if self.config.verify and verify is not None:
+            verify(value)
+        return value
+
+    def write_kernels(self, plans: Sequence[KernelPlan], sources: Sequence[KernelSource], steps: Schedule) -> None:
+        """One script a distinct kernel; launches that share a kernel share its script."""
+        if self.folder is None:
+            return
+        scripts = {source.name: (plan, source) for plan, source in zip(plans, sources, strict=True)}
+        for name, (plan, source) in scripts.items():
+            write_kernel_script(self.folder / "kernels" / f"{name}.py", plan, source, steps.table)
+
+
+def _format_buffers(steps: Schedule, plan: BufferPlan) -> str:
+    """step 2 add_layer_norm: allocate buf3 in buf1; then free buf0"""
+    lines = [f"peak of temporaries and outputs: {format_bytes(plan.peak_bytes)}"]
+    for i, (before, after) in enumerate(zip(plan.before, plan.after, strict=True)):
+        name = steps.steps[i].name if i < len(steps.steps) else "end"
+        made = ", ".join(a.buffer + (f" in {a.reuses}" if a.reuses else "") for a in before)
+        parts = [f"allocate {made}" if made else "", f"then free {', '.join(after)}" if after else ""]
+        lines.append(f"step {i} {name}: " + ("; ".join(p for p in parts if p) or "no change"))
+    return "\n".join(lines)
+
+
+# -- the fallback ladder --------------------------------------------------------------------------
+
+
+def compile_graph(graph: CapturedGraph, config: Config, stats: Stats) -> CompiledGraph:
+    """Compile a graph; where that fails, step down the ladder. FusecError under `config.strict`."""
+    record, executable = None, None
+    try:
+        record, executable = compile_passes(graph, config, stats)
+    except Exception as error:
+        if config.strict:
+            raise _named(graph, error) from error
+        log.info("graph %s failed to compile", graph.name, exc_info=True)
+        if config.fusion:
+            record, executable = _compile_unfused(graph, config, stats, error)
+        if executable is None:
+            stats.fall_back(_graph_fallback("graph", graph, error, "runs as eager PyTorch would"))
+    return CompiledGraph(graph, record, executable, config, stats)
+
+
+def _compile_unfused(
+    graph: CapturedGraph, config: Config, stats: Stats, error: Exception
+) -> tuple[GraphRecord | None, Executable | None]:
+    """The group level: every nest a kernel of its own. (None, None) when that fails as well."""
+    try:
+        record, executable = compile_passes(graph, replace(config, fusion=False), stats)
+    except Exception:
+        log.info("graph %s failed to compile without fusion", graph.name, exc_info=True)
+        return None, None
+    stats.fall_back(_graph_fallback("group", graph, error, "runs without fusion"))
+    return record, executable
+
+
+def _graph_fallback(level: str, graph: CapturedGraph, error: BaseException, outcome: str) -> Fallback:
+    reason = f"{outcome}: {type(error).__name__}: {error}"
+    return Fallback(level, f"graph {graph.name}", reason, next(iter(user_lines(graph.graph_module)), ""))
+
+
+def _named(graph: CapturedGraph, error: Exception) -> Exception:
+    if isinstance(error, FusecError):
+        return error
+    line = next(iter(user_lines(graph.graph_module)), "")
+    where = f" ({line})" if line else ""
+    return FusecError(f"graph {graph.name}{where} failed to compile: {type(error).__name__}: {error}")
+
+
+class CompiledGraph:
+    """A graph ready to run: its Executable, or the aten graph itself where compiling or running failed.
+
+    record: what each pass made of it, for `explain`; None when it runs eagerly.
+    calls:  how often it ran.
+    """
+
+    def __init__(
+        self,
+        graph: CapturedGraph,
+        record: GraphRecord | None,
+        executable: Executable | None,
+        config: Config,
+        stats: Stats,
+    ) -> None:
+        self.graph, self.record, self.executable = graph, record, executable
+        self.config, self.stats = config, stats
+        self.calls = 0
+        with stats.lock:
+            stats.graphs += 1
+        if record is not None:
+            self._count_unlowered(record.program)
+
+    def _count_unlowered(self, program: Program) -> None:
+        # Warned of, where it is a failure, by lowering; an op that is only not covered is just counted.
+        for node in program.nodes:
+            if isinstance(node, Extern) and node.reason != "library call":
+                origin = node.origin
+                line = f"{origin.file}:{origin.line}" if origin is not None and origin.file else ""
+                self.stats.fall_back(Fallback("op", str(node.target), node.reason, line), warn=False)
+
+    def __call__(self, *inputs: Any) -> Sequence[Any]:
+        executable = self.executable
+        if executable is None:
+            return self._run_eagerly(inputs)
+        try:
+            outputs = executable(*inputs)
+        except Exception as error:
+            return self._give_up(error, inputs)
+        self.calls += 1
+        return outputs
+
+    def _run_eagerly(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        outputs: Sequence[Any] = self.graph.graph_module(*inputs)
+        return outputs
+
+    def _give_up(self, error: Exception, inputs: Sequence[Any]) -> Sequence[Any]:
+        """The graph is functional, so it can be run again. What fails in eager too is the user's own error."""
+        outputs = self._run_eagerly(inputs)
+        if self.config.strict:
+            raise _named(self.graph, error) from error
+        log.info("graph %s failed when called", self.graph.name, exc_info=error)
+        self.executable = None
+        self.stats.fall_back(_graph_fallback("call", self.graph, error, "runs as eager PyTorch would"))
+        return outputs
