@@ -16,6 +16,7 @@ from fusec.lowering.logic import maximum, minimum
 from fusec.lowering.pointwise import pointwise
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import NotLowered, lowering
+from fusec.lowering.views import narrowed
 
 aten = torch.ops.aten
 
@@ -132,7 +133,7 @@ pointwise(aten.log_sigmoid)(log_sigmoid_formula)
 
 @lowering(aten.log_sigmoid_forward)
 def log_sigmoid_forward(ctx: Context, x: Ref) -> tuple[Ref, None]:
-    if any(user.args[1] == 1 for user in ctx.node.users if len(user.args) > 1):
+    if any(user.args[1] == 1 and user.users for user in ctx.node.users):
         raise NotLowered("the saved buffer of log_sigmoid is used")
     return ctx.pointwise([x], log_sigmoid_formula, ctx.result(0)), None
 
@@ -142,10 +143,7 @@ def glu(ctx: Context, x: Ref, dim: int = -1) -> Ref:
     dim %= x.ndim
     out = ctx.result()
     half = out.shape[dim]
-    first, second = (
-        x.view(out.shape, lambda c, start=start: [v + start if i == dim else v for i, v in enumerate(c)])
-        for start in (0, half)
-    )
+    first, second = narrowed(x, dim, 0, half), narrowed(x, dim, half, half)
     return ctx.pointwise([first, second], lambda nest, a, b: a * nest.op("sigmoid", b), out)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from fusec.lowering.builder import NestBuilder, Number, Value
 from fusec.lowering.context import Context
-from fusec.lowering.pointwise import Formula, operand, pointwise
+from fusec.lowering.pointwise import Formula, emit, operand, pointwise
 from fusec.lowering.promotion import Kind, common_dtype
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import NotLowered, lowering
@@ -153,6 +153,13 @@ def divided(nest: NestBuilder, a: Value, b: Value, rounding_mode: str) -> Value:
     if a.dtype is torch.bool:
         return a
     return nest.op(op, a, b)
+
+
+@lowering(aten.div.Tensor_mode, aten.div.Scalar_mode)
+def div_mode(ctx: Context, a: Ref, b: Ref | Number, *, rounding_mode: str | None = None) -> Ref:
+    if rounding_mode is None:
+        return emit(ctx, div, (a, b), (), {}, Kind.INT_TO_FLOAT)
+    return emit(ctx, divided, (a, b), (rounding_mode,), {})
 
 
 @pointwise(prims.div, operands=2)

@@ -204,6 +204,14 @@ def sizes(values: Sequence[Any]) -> tuple[int, ...]:
         raise NotLowered(f"extents that are not known at compile time: {tuple(values)}") from error
 
 
+def static(extent: IndexLike) -> int:
+    """An extent as an int; NotLowered when it is symbolic."""
+    value = as_int(extent)
+    if value is None:
+        raise NotLowered(f"an extent that is not known at compile time: {extent}")
+    return value
+
+
 def reduction_dims(
     shape: Sequence[IndexLike], dims: Sequence[int] | int | None, keepdim: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[IndexLike, ...]]:
@@ -243,4 +251,14 @@ def op_hint(node: fx.Node) -> str:
     return re.sub(r"_\d+$", "", node.name).strip("_") or node.name
 
 
-__all__ = ["Context", "LoopNest", "compute_dtype", "interleave", "is_dense", "op_hint", "reduction_dims", "sizes"]
+__all__ = [
+    "Context",
+    "LoopNest",
+    "compute_dtype",
+    "interleave",
+    "is_dense",
+    "op_hint",
+    "reduction_dims",
+    "sizes",
+    "static",
+]

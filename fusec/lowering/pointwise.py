@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
-from fusec.lowering.builder import LOW_PRECISION, NestBuilder, Number, Operand, Value, compute_dtype
+from fusec.lowering.builder import LOW_PRECISION, NestBuilder, Number, Value, compute_dtype
 from fusec.lowering.context import Context
 from fusec.lowering.promotion import Kind, common_dtype
 from fusec.lowering.ref import Ref
@@ -52,8 +52,8 @@ def emit(
     operands: Sequence[Any],
     rest: Sequence[Any],
     kwargs: dict[str, Any],
-    kind: Kind,
-    rounds: bool,
+    kind: Kind = Kind.DEFAULT,
+    rounds: bool = False,
 ) -> Ref:
     """One nest that stores formula(nest, *values, *rest) as the op's result."""
     out = ctx.result()

@@ -19,7 +19,7 @@ import torch
 
 from fusec.ir.index import IndexLike, floordiv, mod
 from fusec.lowering.builder import NestBuilder, Number, Value
-from fusec.lowering.context import Context
+from fusec.lowering.context import Context, static
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import NotLowered, lowering
 from fusec.lowering.views import unsqueezed
@@ -135,7 +135,7 @@ def _folded(ctx: Context, x: Ref, pad: Sequence[int], fold: Fold) -> Ref:
             if left == right == 0:
                 where.append(c)
                 continue
-            n = int(extent)  # type: ignore[arg-type]
+            n = static(extent)
             where.append(nest.as_index(fold(nest, nest.index(c - left), n), n))
         nest.store(out, nest.p, nest.load(x, where))
     return out
@@ -171,7 +171,7 @@ def slice_scatter(
     ctx: Context, x: Ref, part: Ref, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Ref:
     dim %= x.ndim
-    n = int(x.shape[dim])  # type: ignore[arg-type]
+    n = static(x.shape[dim])
     first, last, _ = slice(start, end, step).indices(n)
 
     def inside(nest: NestBuilder) -> tuple[Value | None, list[IndexLike]]:
@@ -192,7 +192,7 @@ def slice_scatter(
 @lowering(aten.select_scatter)
 def select_scatter(ctx: Context, x: Ref, part: Ref, dim: int, index: int) -> Ref:
     dim %= x.ndim
-    at = index % int(x.shape[dim])  # type: ignore[arg-type]
+    at = index % static(x.shape[dim])
     part = unsqueezed(part, dim)
 
     def inside(nest: NestBuilder) -> tuple[Value | None, list[IndexLike]]:

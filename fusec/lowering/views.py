@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fusec.ir.index import Expr, IndexLike, floordiv, linearize, mod
-from fusec.lowering.context import Context, sizes
+from fusec.lowering.context import Context, sizes, static
 from fusec.lowering.ref import Ref, coordinates
 from fusec.lowering.registry import NotLowered, lowering
 
@@ -147,13 +147,13 @@ def rolled(x: Ref, amount: int, dim: int) -> Ref:
 @lowering(aten.slice.Tensor, aten.slice_copy.Tensor)
 def slice_(ctx: Context, x: Ref, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Ref:
     dim %= x.ndim
-    first, _, _ = slice(start, end, step).indices(int(x.shape[dim]))  # type: ignore[call-overload]
+    first, _, _ = slice(start, end, step).indices(static(x.shape[dim]))
     return x.view(sizes(ctx.meta.shape), along(dim, lambda v: v * step + first))
 
 
 @lowering(aten.narrow)
 def narrow(ctx: Context, x: Ref, dim: int, start: int, length: int) -> Ref:
-    return narrowed(x, dim % x.ndim, start if start >= 0 else start + int(x.shape[dim]), length)  # type: ignore[call-overload]
+    return narrowed(x, dim % x.ndim, start if start >= 0 else start + x.shape[dim], length)
 
 
 def narrowed(x: Ref, dim: int, start: IndexLike, length: IndexLike) -> Ref:
