@@ -17,7 +17,7 @@ from typing import Union
 from fusec.config import Config
 from fusec.ir.index import as_int
 from fusec.ir.kernels import FusionDecision
-from fusec.ir.types import Extern, LoopNest, Program
+from fusec.ir.types import Extern, LoopNest, Program, Role
 from fusec.schedule.axes import split_for_linearity, without_unit_axes
 from fusec.schedule.cost import DeviceModel, device_model, estimate
 from fusec.schedule.dependence import Dependence
@@ -91,11 +91,10 @@ class _Search:
         return max(total, 1) if flows else total if total >= SHARED_READ_FLOOR else 0
 
     def _needed_elsewhere(self, buffer: str, a: int, b: int) -> bool:
-        return (
-            buffer in self.program.returned
-            or bool(self.readers.get(buffer, set()) - {a, b})
-            or self.program.table[buffer].role.value not in ("tmp", "out")
-        )
+        """True when someone besides the two groups needs the buffer in memory."""
+        if buffer in self.program.returned or self.program.table[buffer].role in (Role.INPUT, Role.CONSTANT):
+            return True
+        return bool(self.readers.get(buffer, set()) - {a, b})
 
     def _try(self, a: int, b: int) -> None:
         if self.dependence.ordered(b, a):
@@ -111,13 +110,7 @@ class _Search:
         if isinstance(fused, Refusal):
             self._decide(left, right, False, fused.reason)
             return
-        internal = frozenset(
-            name
-            for name in fused.writes
-            if name not in self.program.returned
-            and not self.readers.get(name, set()) - {a, b}
-            and self.program.table[name].role.value in ("tmp", "out")
-        )
+        internal = frozenset(name for name in fused.writes if not self._needed_elsewhere(name, a, b))
         fused = with_reduction_kinds(replace(fused, name=left.nest.name, body=without_stores(fused.body, internal)))
         table = self.program.table
         costs = [estimate(n, table, self.device) for n in (left.nest, right.nest, fused)]

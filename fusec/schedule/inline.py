@@ -37,8 +37,7 @@ def inline(program: Program, config: Config) -> tuple[Program, tuple[FusionDecis
     decisions: list[FusionDecision] = []
     escaping = _escaping(program)
     readers = _readers(program)
-    for position, node in enumerate(program.nodes):
-        producer = nodes[position]
+    for position, producer in enumerate(nodes):
         if not isinstance(producer, LoopNest):
             continue
         store = _only_store(producer)

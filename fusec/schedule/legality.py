@@ -130,15 +130,15 @@ def _check_flows(
     written = {i.access.buffer: i.access for i in left_body if i.access is not None and i.op != "load"}
     for instr in right_body:
         access = instr.access
-        if instr.op == "load" and access is not None and access.buffer in written:
-            if written[access.buffer].index != access.index:
-                return Refusal(_mismatch(left, right, written[access.buffer], access))
+        met = written.get(access.buffer) if instr.op == "load" and access is not None else None
+        if met is not None and access is not None and met.index != access.index:
+            return Refusal(_mismatch(left, right, met, access))
     overwritten = {i.access.buffer: i.access for i in right_body if i.access is not None and i.op != "load"}
     for instr in left_body:
         access = instr.access
-        if instr.op == "load" and access is not None and access.buffer in overwritten:
-            if overwritten[access.buffer].index != access.index:
-                return Refusal(_mismatch(left, right, access, overwritten[access.buffer]))
+        met = overwritten.get(access.buffer) if instr.op == "load" and access is not None else None
+        if met is not None and access is not None and met.index != access.index:
+            return Refusal(_mismatch(left, right, access, met))
     return None
 
 

@@ -39,9 +39,7 @@ class _Joiner:
     precision: str
     body: list[Instr] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)  # value of an incoming line -> value here
-    forwarded: dict[str, tuple[Instr, str]] = field(
-        default_factory=dict
-    )  # load -> (itself, the value stored, unrounded)
+    forwarded: dict[str, tuple[Instr, str]] = field(default_factory=dict)  # load -> itself, what was stored
     stored: dict[str, Instr] = field(default_factory=dict)  # buffer -> its store
     seen: dict[object, str] = field(default_factory=dict)
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)

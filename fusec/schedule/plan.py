@@ -174,7 +174,7 @@ def _strategy(
             return Strategy.TILE_2D, _tile_2d(extents, live), False
         return Strategy.FLAT, _flat(extents["x"], nest, table, live, device), False
     split = any(b.endswith("_partial") for b in nest.writes)
-    units = [u for u in _heavy_unit_axes(nest, table)]
+    units = _heavy_unit_axes(nest, table)
     if units and units[0] not in reduced and extents["x"] > 1:
         tiles, looped = _column_tiles(extents, live)
     else:

@@ -53,8 +53,7 @@ def axis_order(nest: LoopNest, axes: Sequence[Axis], table: Mapping[str, Buffer]
     accesses = [access for _, access in weighted_accesses(nest, table)]
 
     def key(axis: Axis) -> tuple[int, ...]:
-        strides = [stride_of(a.index, axis.name, extents) for a in accesses]
-        return tuple(-abs(s) if s else -(1 << 62) for s in strides)
+        return tuple(abs(stride_of(a.index, axis.name, extents)) for a in accesses)
 
     # An access that does not use an axis says nothing: compare by the first access that uses both.
     result: list[Axis] = []
@@ -63,10 +62,8 @@ def axis_order(nest: LoopNest, axes: Sequence[Axis], table: Mapping[str, Buffer]
         spot = len(result)
         for position, other in enumerate(result):
             theirs = key(other)
-            decided = next(
-                ((m, t) for m, t in zip(mine, theirs, strict=True) if m != -(1 << 62) and t != -(1 << 62)), None
-            )
-            if decided is not None and decided[0] < decided[1]:
+            decided = next(((m, t) for m, t in zip(mine, theirs, strict=True) if m and t), None)
+            if decided is not None and decided[0] > decided[1]:
                 spot = position
                 break
         result.insert(spot, axis)
