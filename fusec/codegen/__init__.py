@@ -1,0 +1,1 @@
+"""Codegen: a KernelPlan as readable Triton text, a Schedule as wrapper text."""

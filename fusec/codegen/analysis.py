@@ -1,0 +1,126 @@
+"""What the emitter asks of a plan before it writes: shapes, regions and uses of values.
+
+Enters: a KernelPlan and its Dims. Leaves:
+
+    varying[v]   the tile dimensions along which value v varies
+    region[k]    where line k is written: before, in or after the loop of its phase
+    uses[v]      how often v is read, and in which regions
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+from fusec.codegen.tiles import Dim
+from fusec.errors import FusecError
+from fusec.ir.index import Expr, symbols_of
+from fusec.ir.kernels import DimKind, KernelPlan
+from fusec.ir.ops import is_reduction
+from fusec.ir.types import Instr
+
+
+class Part(IntEnum):
+    """Part of a phase. A kernel without a loop has only BEFORE."""
+
+    BEFORE = 0
+    LOOP = 1
+    AFTER = 2
+
+
+Region = tuple[int, Part]  # (phase, part)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """See the module's docstring; lines are numbered over plan.body. live: whether a line must be written."""
+
+    varying: dict[str, frozenset[str]]
+    regions: tuple[Region, ...]
+    live: tuple[bool, ...]
+    uses: Counter[str]
+    users: dict[str, tuple[int, ...]]
+    defined: dict[str, int]
+
+
+def analyze(plan: KernelPlan, dims: tuple[Dim, ...]) -> Analysis:
+    """Shapes, regions and uses of every line of the plan."""
+    dim_of_axis = {a.name: d.name for d in dims for a in d.axes}
+    loop = next((d.name for d in dims if d.kind is DimKind.LOOP), None)
+    varying: dict[str, frozenset[str]] = {}
+    regions: list[Region] = []
+    for number, phase in enumerate(plan.phases):
+        after: set[str] = set()
+        for instr in phase:
+            spread = spread_of(instr, varying, dim_of_axis)
+            reduces = is_reduction(instr.op)
+            if instr.out is not None:
+                varying[instr.out] = spread - reduced_dims(plan, instr, dims) if reduces else spread
+            part = Part.BEFORE
+            if loop is not None:
+                if any(v in after for v in instr.value_operands):
+                    part = Part.AFTER
+                elif loop in spread or (reduces and loop in reduced_dims(plan, instr, dims)):
+                    part = Part.LOOP
+            if part is Part.AFTER and loop in spread:
+                raise FusecError(
+                    f"{plan.name}: {instr.op} {instr.out or ''} varies along the loop and needs a reduction of its own "
+                    "phase; it belongs to the next phase"
+                )
+            if instr.out is not None and (part is Part.AFTER or (reduces and part is Part.LOOP)):
+                after.add(instr.out)
+            regions.append((number, part))
+    live, uses, users, defined = _uses(plan.body)
+    return Analysis(varying, tuple(regions), live, uses, users, defined)
+
+
+def spread_of(instr: Instr, varying: dict[str, frozenset[str]], dim_of_axis: dict[str, str]) -> frozenset[str]:
+    """Dimensions over which a line is computed: those of its operands and of its index expressions."""
+    found: set[str] = set()
+    for name in instr.value_operands:
+        found |= varying[name]
+    for expr in instr.index_exprs:
+        found |= dims_of(expr, dim_of_axis)
+    return frozenset(found)
+
+
+def dims_of(expr: Expr, dim_of_axis: dict[str, str]) -> set[str]:
+    """Tile dimensions whose axes an expression holds."""
+    return {dim_of_axis[s.name] for s in symbols_of(expr) if s.kind == "axis" and s.name in dim_of_axis}
+
+
+def reduced_dims(plan: KernelPlan, instr: Instr, dims: Iterable[Dim]) -> frozenset[str]:
+    """The tile dimension a reduction removes: a whole reduced dimension, or none when its axes have extent 1."""
+    axes = {a.name for a in plan.axes if a.name in instr.reduced_axes and a.extent != 1}
+    if not axes:
+        return frozenset()
+    for dim in dims:
+        own = {a.name for a in dim.axes if a.extent != 1}
+        if own == axes and dim.kind is not DimKind.GRID:
+            return frozenset({dim.name})
+    kinds = ", ".join(f"{d.name} ({d.kind.value}): {' '.join(a.name for a in d.axes)}" for d in dims)
+    raise FusecError(
+        f"{plan.name}: {instr.op} {instr.out} removes the axes {' '.join(sorted(axes))}; a kernel can reduce all axes "
+        f"of its reduced dimension, and nothing else. Its dimensions: {kinds}"
+    )
+
+
+def _uses(
+    body: tuple[Instr, ...],
+) -> tuple[tuple[bool, ...], Counter[str], dict[str, tuple[int, ...]], dict[str, int]]:
+    """Dead lines are dropped: a line is live when it stores or a live line reads it."""
+    live = [False] * len(body)
+    uses: Counter[str] = Counter()
+    users: dict[str, list[int]] = defaultdict(list)
+    defined = {i.out: k for k, i in enumerate(body) if i.out is not None}
+    for k in range(len(body) - 1, -1, -1):
+        instr = body[k]
+        live[k] = instr.out is None or uses[instr.out] > 0
+        if live[k]:
+            operands = list(instr.args) + [n for n in instr.value_operands if n not in instr.args]
+            uses.update(operands)
+            for name in dict.fromkeys(operands):
+                users[name].append(k)
+    return tuple(live), uses, {n: tuple(reversed(ks)) for n, ks in users.items()}, defined

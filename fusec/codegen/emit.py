@@ -1,0 +1,556 @@
+"""The body of a kernel: the plan's SSA lines as Triton statements.
+
+Enters: a KernelPlan, its Dims and their analysis. Leaves: lines of text, and the parameters they use.
+
+    %0:bf16 = load x[4096*p0 + r0]        x = tl.load(x_ptr + 4096 * row + col).to(tl.float32)
+    %1:f32 = cast %0
+    %2:f32 = mul %1, %1                   mean_square = device.sum(x * x, 1) / 4096.0
+    %3:f32 = sum %2
+    %4:f32 = div %3, %c
+
+A value read once is written where it is read, while the line stays short; every other value gets a name.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from fusec.codegen.analysis import Analysis, Part, Region, reduced_dims
+from fusec.codegen.index import IndexPrinter
+from fusec.codegen.names import Names
+from fusec.codegen.reduce import accumulator_dtype, combine, finish, initial, reduce_call
+from fusec.codegen.text import AND, ATOM, MUL, Text
+from fusec.codegen.tiles import Dim
+from fusec.codegen.triton import TEXT, Operand, convert, dtype_text, literal, render, stores_implicitly
+from fusec.ir.index import Atom, Expr, FloorDiv, Mod, Sym, as_int, symbols_of
+from fusec.ir.kernels import DimKind, KernelPlan
+from fusec.ir.ops import identity, is_reduction
+from fusec.ir.types import Access, AccessMode, Instr
+
+MAX_OPS = 4  # operations folded into one line
+MAX_LINE = 76
+_COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+# float32, int32 and int64 literals keep their type as arguments of a call; others would change the result's.
+_CALL_LITERALS = (torch.float32, torch.int32, torch.int64)
+
+
+@dataclass(slots=True)
+class Value:
+    """An SSA value as written. ops: operations folded into the text. narrow: an index value in 32 bits."""
+
+    text: Text
+    dtype: torch.dtype
+    ops: int = 0
+    literal: bool | int | float | None = None
+    narrow: bool = False
+
+
+@dataclass
+class Section:
+    """Lines of one part of a phase; `defined` holds masks, indices and offsets written in it."""
+
+    lines: list[str] = field(default_factory=list)
+    defined: dict[object, str] = field(default_factory=dict)
+
+
+class Emitter:
+    """Writes one kernel. Create, call `emit`, read the lines and `pointers`, `sizes`."""
+
+    def __init__(
+        self,
+        plan: KernelPlan,
+        dims: tuple[Dim, ...],
+        analysis: Analysis,
+        names: Names,
+        hints: Mapping[str, str],
+        pointers: Mapping[str, str],
+        precision: str,
+    ) -> None:
+        self.plan, self.dims, self.analysis, self.names = plan, dims, analysis, names
+        self.hints, self.pointers, self.precision = hints, pointers, precision
+        self.loop = next((d for d in dims if d.kind is DimKind.LOOP), None)
+        self.by_variable = {d.variable: d for d in dims}
+        self.by_name = {d.name: d for d in dims}
+        self.values: dict[str, Value] = {}
+        self.sizes: dict[str, str] = {}
+        self.top = Section()
+        self.section = self.top
+        self.region: Region = (0, Part.BEFORE)
+        axes = {name: expr for d in dims for name, expr in d.axis_exprs().items()}
+        axes |= {a.name: Expr(()) for a in plan.axes if a.name not in axes}
+        self.printer = IndexPrinter(axes, self._symbol, self._is_wide, self._hoisted)
+        self.flat: dict[Expr, Expr] = {}
+        self._count_addresses()
+
+    # -- phases -----------------------------------------------------------------------------------
+
+    def emit(self) -> list[str]:
+        """All lines of the body, without indentation of the function itself."""
+        blocks: list[list[str]] = []
+        start = 0
+        for number, phase in enumerate(self.plan.phases):
+            numbered = [(start + k, instr) for k, instr in enumerate(phase)]
+            start += len(phase)
+            blocks.append(self._phase(number, numbered))
+        blocks = [b for b in blocks if b]
+        result = list(self.top.lines)
+        for block in blocks:
+            result += ["", *block] if result else block
+        return result
+
+    def _phase(self, number: int, phase: list[tuple[int, Instr]]) -> list[str]:
+        live = [(k, i) for k, i in phase if self.analysis.live[k]]
+        parts = {p: [(k, i) for k, i in live if self.analysis.regions[k][1] is p] for p in Part}
+        before, inside, after = Section(), Section(), Section()
+        self._run(parts[Part.BEFORE], before, (number, Part.BEFORE))
+        if not parts[Part.LOOP]:
+            self._run(parts[Part.AFTER], before, (number, Part.AFTER))
+            return before.lines
+        assert self.loop is not None
+        finals = self._accumulators(parts[Part.LOOP], before)
+        self._run(parts[Part.LOOP], inside, (number, Part.LOOP))
+        self.names.end_loop()
+        self.section, self.region = after, (number, Part.AFTER)
+        for instr, accumulators in finals:
+            self._finish(instr, accumulators)
+        self._run(parts[Part.AFTER], after, (number, Part.AFTER))
+        barrier = ["tl.debug_barrier()"] if self._rereads_stores(number) else []
+        base = f"{self.loop.variable}_start"
+        head = f"for {base} in range(0, {self._extent(self.loop)}, {self.loop.block}):"
+        index = f"{self.loop.variable} = {base} + tl.arange(0, {self.loop.block}){self.loop.subscript}"
+        body = ["    " + line for line in [index, *inside.lines]]
+        return [*barrier, *before.lines, head, *body, *after.lines]
+
+    def _rereads_stores(self, number: int) -> bool:
+        """A phase that loads what an earlier one stored must wait for all threads of the program."""
+        written = {i.access.buffer for p in self.plan.phases[:number] for i in p if i.access and i.op == "store"}
+        return any(i.access.buffer in written for i in self.plan.phases[number] if i.access and i.op == "load")
+
+    def _run(self, lines: list[tuple[int, Instr]], section: Section, region: Region) -> None:
+        self.section, self.region = section, region
+        for number, instr in lines:
+            if instr.op == "load":
+                self._load(number, instr)
+            elif instr.access is not None:
+                self._store(instr)
+            elif instr.op == "const":
+                value = instr.attr("value")
+                self._set(instr, Value(literal(value, instr.dtype), instr.dtype, 0, value))
+            elif instr.op == "index":
+                self._index(instr)
+            elif is_reduction(instr.op):
+                self._reduction(instr)
+            else:
+                self._pointwise(instr)
+
+    # -- values -----------------------------------------------------------------------------------
+
+    def _set(self, instr: Instr, value: Value) -> None:
+        assert instr.out is not None
+        self.values[instr.out] = value
+
+    def _name(self, instr: Instr, value: Value) -> None:
+        """Write `name = text` and remember the name."""
+        assert instr.out is not None
+        name = self._fresh(self.hints[instr.out])
+        self.section.lines.append(f"{name} = {value.text.text}")
+        self.values[instr.out] = replace(value, text=Text(name), ops=0)
+
+    def _fresh(self, hint: str) -> str:
+        return self.names.fresh(hint, local=self.region[1] is Part.LOOP)
+
+    def _folds(self, instr: Instr, value: Value) -> bool:
+        """True when the value's only reader, in the same region, can hold its text."""
+        assert instr.out is not None
+        if self.analysis.uses[instr.out] != 1:
+            return False
+        (user,) = self.analysis.users[instr.out]
+        reader = self.plan.body[user]
+        if self.analysis.regions[user] != self.region or instr.out not in reader.args:
+            return False
+        return value.ops <= MAX_OPS and len(value.text.text) <= MAX_LINE
+
+    def _result(self, instr: Instr, value: Value) -> None:
+        if self._folds(instr, value):
+            self._set(instr, value)
+        else:
+            self._name(instr, value)
+
+    def _operand(self, name: str, *, narrow: bool = False) -> Operand:
+        value = self.values[name]
+        text = value.text
+        if value.narrow and not narrow:
+            text = Text(f"{text.wrap(ATOM)}.to(tl.int64)")
+        return Operand(text, value.dtype, value.literal)
+
+    def _full(self, operand: Operand) -> Operand:
+        """A literal as a tensor of its dtype."""
+        shape = ", ".join("1" for _ in self.dims)
+        return Operand(Text(f"tl.full([{shape}], {operand.text.text}, {dtype_text(operand.dtype)})"), operand.dtype)
+
+    def _pointwise(self, instr: Instr) -> None:
+        narrow = self._takes_narrow(instr)
+        operands = [self._operand(a, narrow=narrow) for a in instr.args]
+        operands = self._with_literals(instr, operands)
+        ops = sum(self.values[a].ops for a in instr.args) + (0 if instr.op == "cast" else 1)
+        source = instr.args[0] if instr.args else ""
+        if instr.op == "cast" and narrow and instr.dtype.is_floating_point:
+            operands = [replace(o, dtype=torch.int32) for o in operands]
+        value = Value(render(instr.op, operands, instr.dtype, self.precision), instr.dtype, ops)
+        if any(len(o.text.text) > 24 for o in operands) and len(value.text.text) > MAX_LINE:
+            operands = self._shortened(instr, operands, narrow)
+            value = Value(render(instr.op, operands, instr.dtype, self.precision), instr.dtype, 1)
+        loaded = instr.op == "cast" and self.plan.body[self.analysis.defined[source]].op == "load"
+        if loaded and "tl.load" in value.text.text:
+            self._name(instr, value)
+        else:
+            self._result(instr, value)
+
+    def _shortened(self, instr: Instr, operands: list[Operand], narrow: bool) -> list[Operand]:
+        """Name the folded operands of a line that grew too long."""
+        for name in dict.fromkeys(instr.args):
+            value = self.values[name]
+            if value.ops and value.literal is None:
+                self._name(self.plan.body[self.analysis.defined[name]], value)
+        return self._with_literals(instr, [self._operand(a, narrow=narrow) for a in instr.args])
+
+    def _takes_narrow(self, instr: Instr) -> bool:
+        """Comparing an index with a 32-bit number, or with an index, or making it a float, needs no 64 bits."""
+        if instr.op == "cast":
+            return instr.dtype.is_floating_point
+        if instr.op not in _COMPARISONS:
+            return False
+        values = [self.values[a] for a in instr.args]
+        fits = [v.narrow or (isinstance(v.literal, int) and abs(v.literal) < 2**31) for v in values]
+        return all(fits) and any(v.narrow for v in values)
+
+    def _with_literals(self, instr: Instr, operands: list[Operand]) -> list[Operand]:
+        """Make tensors of the literals that the op's text cannot take."""
+        typed = range(1, len(operands)) if instr.op == "where" else range(len(operands))
+        has_tensor = any(not operands[k].is_literal for k in typed)
+        row = TEXT[instr.op]
+        result = list(operands)
+        for k, operand in enumerate(operands):
+            if not operand.is_literal:
+                continue
+            if instr.op in ("shl", "shr"):
+                allowed = k == 1 and 0 <= int(operand.literal or 0) < operands[0].dtype.itemsize * 8
+            else:
+                allowed = row.literals or operand.dtype in _CALL_LITERALS
+            if not (allowed and has_tensor and k in typed):
+                result[k] = self._full(operand)
+                has_tensor = True
+        return result
+
+    def _index(self, instr: Instr) -> None:
+        flat = self._flatten(instr.attr("expr"))
+        assert instr.out is not None
+        constant = as_int(flat)
+        if constant is not None:
+            self._set(instr, Value(literal(constant, instr.dtype), instr.dtype, 0, constant))
+            return
+        text = self.printer.text(flat)
+        value = Value(text, torch.int64, 0 if text.precedence == ATOM else 1, None, not self.printer.is_wide(flat))
+        if text.precedence == ATOM or self._folds(instr, value):
+            self._set(instr, value)
+        else:
+            self._name(instr, value)
+
+    # -- reductions -------------------------------------------------------------------------------
+
+    def _reduction(self, instr: Instr) -> None:
+        assert instr.out is not None
+        removed = reduced_dims(self.plan, instr, self.dims)
+        operands = [self._operand(a) for a in instr.args]
+        if not removed:  # axes of extent 1
+            last = operands[-1] if instr.op in ("argmax", "argmin") else operands[0]
+            self._result(instr, Value(last.text, instr.dtype, 1, last.literal))
+            return
+        (name,) = removed
+        dim = self.by_name[name]
+        tiles = self._reduction_operands(instr, operands, dim)
+        if dim.kind is DimKind.LOOP:
+            self.section.lines += combine(instr, self.accumulators[instr.out], tiles, operands[0].dtype)
+            return
+        text = reduce_call(instr, tiles, dim, operands[0].dtype)
+        ops = sum(self.values[a].ops for a in instr.args) + 2
+        self._result(instr, Value(text, instr.dtype, ops))
+
+    def _reduction_operands(self, instr: Instr, operands: list[Operand], dim: Dim) -> list[Text]:
+        """Operands over the whole tile dimension, with the identity at masked points."""
+        result: list[Text] = []
+        for k, (name, operand) in enumerate(zip(instr.args, operands, strict=True)):
+            position = k == 1
+            wide = accumulator_dtype(instr.op, operand.dtype)
+            text = convert(operand.text, operand.dtype, wide) if not operand.is_literal else operand.text
+            neutral = literal(2**63 - 1 if position else identity(instr.op, operand.dtype), wide)
+            if operand.is_literal and dim.mask is None:
+                text = self._full(Operand(text, wide)).text
+            if dim.mask is not None:
+                fill = literal(operand.literal, wide) if operand.is_literal else text
+                if operand.is_literal:
+                    fill = self._full(Operand(fill, wide)).text
+                text = Text(f"tl.where({self._mask(frozenset({dim.name}))}, {fill.text}, {neutral.text})")
+            elif dim.name not in self.analysis.varying[name] and dim.kind is not DimKind.LOOP:
+                text = Text(f"tl.broadcast_to({text.text}, {self._shape(self.analysis.varying[name] | {dim.name})})")
+            result.append(text)
+        return result
+
+    def _accumulators(self, inside: list[tuple[int, Instr]], before: Section) -> list[tuple[Instr, list[str]]]:
+        """Declare the accumulators of a loop; returns each reduction with their names."""
+        assert self.loop is not None
+        self.accumulators: dict[str, list[str]] = {}
+        found: list[tuple[Instr, list[str]]] = []
+        for _, instr in inside:
+            if not is_reduction(instr.op):
+                continue
+            assert instr.out is not None
+            spread = self.analysis.varying[instr.out] | {self.loop.name}
+            names = [self.names.fresh(f"{self.hints[instr.out]}_acc")]
+            if instr.op in ("argmax", "argmin"):
+                names.append(self.names.fresh(f"{self.hints[instr.out]}_at"))
+            dtype = self._dtype_of(instr.args[0])
+            before.lines += initial(instr, names, self._shape(spread), dtype)
+            self.accumulators[instr.out] = names
+            found.append((instr, names))
+        return found
+
+    def _dtype_of(self, name: str) -> torch.dtype:
+        return self.plan.body[self.analysis.defined[name]].dtype
+
+    def _finish(self, instr: Instr, accumulators: list[str]) -> None:
+        assert self.loop is not None
+        text = finish(instr, accumulators, self.loop, self._dtype_of(instr.args[0]))
+        self._result(instr, Value(text, instr.dtype, 2))
+
+    # -- memory -----------------------------------------------------------------------------------
+
+    def _load(self, number: int, instr: Instr) -> None:
+        assert instr.access is not None and instr.out is not None
+        pointer, mask = self._address(instr, instr.args[0] if instr.args else None)
+        arguments = [pointer]
+        if mask:
+            arguments.append(mask)
+            if instr.args:
+                arguments.append(literal(instr.attr("other", 0), instr.dtype).text)
+        eviction = self._eviction(number, instr.access)
+        if eviction:
+            arguments.append(f'eviction_policy="{eviction}"')
+        value = Value(Text(f"tl.load({', '.join(arguments)})"), instr.dtype, 1)
+        if self._moves_to_cast(number, instr):
+            self._set(instr, value)
+        else:
+            self._name(instr, value)
+
+    def _moves_to_cast(self, number: int, instr: Instr) -> bool:
+        """A load whose only reader is the cast that follows it is written in the cast's line."""
+        assert instr.out is not None
+        if self.analysis.uses[instr.out] != 1:
+            return False
+        (user,) = self.analysis.users[instr.out]
+        if self.plan.body[user].op != "cast" or self.analysis.regions[user] != self.region:
+            return False
+        return not any(i.access is not None and i.op != "load" for i in self.plan.body[number:user])
+
+    def _store(self, instr: Instr) -> None:
+        assert instr.access is not None
+        pointer, mask = self._address(instr, instr.args[1] if len(instr.args) > 1 else None)
+        operand = self._operand(instr.args[0])
+        text = operand.text
+        if not operand.is_literal and not stores_implicitly(operand.dtype, instr.dtype):
+            text = convert(text, operand.dtype, instr.dtype)
+        arguments = [pointer, text.text, *([mask] if mask else [])]
+        if instr.access.mode is AccessMode.ATOMIC_ADD:
+            self.section.lines.append(f'tl.atomic_add({", ".join(arguments)}, sem="relaxed")')
+            return
+        if len(text.text) > MAX_LINE and self.values[instr.args[0]].ops:
+            self._name(self.plan.body[self.analysis.defined[instr.args[0]]], self.values[instr.args[0]])
+            self._store(instr)
+            return
+        self.section.lines.append(f"tl.store({', '.join(arguments)})")
+
+    def _address(self, instr: Instr, condition: str | None) -> tuple[str, str]:
+        """(pointer text, mask text or "") of an access."""
+        assert instr.access is not None
+        flat = self._flatten(instr.access.index)
+        spread = self._spread(flat)
+        name = self.pointers[instr.access.buffer]
+        pointer = name if as_int(flat) == 0 else f"{name} + {self._offset(flat)}"
+        masked = frozenset(d for d in spread if self.by_name[d].mask is not None)
+        terms = [Text(self._mask(masked), ATOM)] if masked else []
+        if condition is not None:
+            terms.append(self._operand(condition).text)
+            wider = self.analysis.varying[condition] - spread
+            if wider:
+                pointer = f"tl.broadcast_to({pointer}, {self._shape(spread | wider)})"
+        mask = terms[0].text if len(terms) == 1 else " & ".join(t.wrap(AND) for t in terms)
+        return pointer, mask
+
+    def _eviction(self, number: int, access: Access) -> str:
+        """In a looped kernel: keep what a later pass, or the next row, reads again; let go what was read last."""
+        if self.loop is None or self.analysis.regions[number][1] is not Part.LOOP:
+            return ""
+        spread = self._spread(self._flatten(access.index))
+        if any(d.kind is DimKind.GRID and d.name not in spread for d in self.dims):
+            return "evict_last"
+        same = [
+            self.analysis.regions[k][0] for k, i in enumerate(self.plan.body) if i.op == "load" and i.access == access
+        ]
+        phase = self.analysis.regions[number][0]
+        if max(same) > phase:
+            return "evict_last"
+        return "evict_first" if min(same) < phase else ""
+
+    # -- indices and masks ------------------------------------------------------------------------
+
+    def _flatten(self, expr: Expr) -> Expr:
+        if expr not in self.flat:
+            self.flat[expr] = self.printer.flatten(expr)
+        return self.flat[expr]
+
+    def _spread(self, flat: Expr) -> frozenset[str]:
+        """Dimensions over which a flattened expression varies."""
+        found: set[str] = set()
+        for symbol in symbols_of(flat):
+            if symbol.name in self.by_variable:
+                found.add(self.by_variable[symbol.name].name)
+            elif symbol.kind == "value":
+                found |= self.analysis.varying[symbol.name]
+        return frozenset(found)
+
+    def _count_addresses(self) -> None:
+        """How often each flattened address, and each division inside one, is written."""
+        self.addresses: Counter[tuple[object, Expr]] = Counter()
+        self.divisions: Counter[Atom] = Counter()
+        for number, instr in enumerate(self.plan.body):
+            if not self.analysis.live[number]:
+                continue
+            flats = [self._flatten(e) for e in instr.index_exprs]
+            if instr.access is not None:
+                self.addresses[(self._place(flats[0], self.analysis.regions[number]), flats[0])] += 1
+            for flat in set(flats):
+                self.divisions.update(set(_divisions(flat)))
+
+    def _place(self, flat: Expr, region: Region) -> object:
+        """Where a hoisted definition lives: the loop of a phase, or the top of the kernel."""
+        varies = self.loop is not None and self.loop.name in self._spread(flat)
+        return region if varies else None
+
+    def _offset(self, flat: Expr) -> str:
+        """Text of an address, through a variable when it is long and written more than once."""
+        place = self._place(flat, self.region)
+        shared = self.addresses[(place, flat)] > 1 and not any(s.kind == "value" for s in symbols_of(flat))
+        if not shared or as_int(flat) is not None or (flat.is_simple and not self._needs_cast(flat)):
+            return self.printer.text(flat).wrap(MUL - 1)
+        return self._define(flat, place, "offset", lambda: self.printer.text(flat))
+
+    def _needs_cast(self, flat: Expr) -> bool:
+        return self.printer.is_wide(flat) and not any(self._is_wide(s) for s in symbols_of(flat))
+
+    def _hoisted(self, atom: Atom) -> str | None:
+        """The variable of `x // d` or `x % d`: one for each that more than one line needs."""
+        assert isinstance(atom, FloorDiv | Mod)
+        if self.divisions[atom] < 2 or any(s.kind == "value" for s in symbols_of(_atom_expr(atom))):
+            return None
+        flat = _atom_expr(atom)
+        place = self._place(flat, self.region)
+        hint = self._axis_hint(flat)
+        return self._define(flat, place, hint, lambda: self.printer.division(atom))
+
+    def _axis_hint(self, flat: Expr) -> str:
+        """`row_0` for the first axis of a dimension with several, `row_part` for another division of it."""
+        for dim in self.dims:
+            for position, expr in enumerate(dim.axis_exprs().values()):
+                if expr == flat:
+                    return f"{dim.variable}_{position}"
+        variables = sorted(s.name for s in symbols_of(flat) if s.name in self.by_variable)
+        return f"{variables[0] if variables else 'index'}_part"
+
+    def _define(self, key: object, place: object, hint: str, make: object) -> str:
+        """Write `name = text` once in the section where it belongs."""
+        section = self.top if place is None else self.section
+        if key in section.defined:
+            return section.defined[key]
+        assert callable(make)
+        text = make()
+        name = self.names.fresh(hint, local=place is not None)
+        section.lines.append(f"{name} = {text.text if isinstance(text, Text) else text}")
+        section.defined[key] = name
+        return name
+
+    def _mask(self, wanted: frozenset[str]) -> str:
+        """The variable that masks these dimensions."""
+        masked = [d for d in self.dims if d.name in wanted]
+        looped = any(d is self.loop for d in masked)
+        section = self.section if looped else self.top
+        if wanted in section.defined:
+            return section.defined[wanted]
+        if len(masked) > 1:
+            singles = " & ".join(self._mask(frozenset({d.name})) for d in masked)
+            name = self.names.fresh("mask", local=looped)
+            section.lines.append(f"{name} = {singles}")
+        else:
+            (dim,) = masked
+            assert dim.mask is not None
+            name = dim.mask
+            variable = self._variable(dim)
+            section.lines.append(f"{name} = {variable} < {self._extent(dim)}")
+        section.defined[wanted] = name
+        return name
+
+    def _variable(self, dim: Dim) -> str:
+        """The variable of a dimension; written at the top the first time (in a loop, at its head)."""
+        if dim.kind is DimKind.LOOP or dim.variable in self.top.defined:
+            return dim.variable
+        if dim.program is None:
+            text = f"tl.arange(0, {dim.block}){dim.subscript}"
+        else:
+            program = f"tl.program_id({dim.program})" + (".to(tl.int64)" if dim.wide else "")
+            text = f"{program} * {dim.block} + tl.arange(0, {dim.block}){dim.subscript}"
+        self.top.lines.append(f"{dim.variable} = {text}")
+        self.top.defined[dim.variable] = dim.variable
+        return dim.variable
+
+    def _extent(self, dim: Dim) -> str:
+        constant = as_int(dim.extent)
+        if constant is not None:
+            return str(constant)
+        assert isinstance(dim.extent, Expr)
+        return self.printer.text(dim.extent).text
+
+    def _symbol(self, symbol: Sym) -> str:
+        if symbol.name in self.by_variable:
+            return self._variable(self.by_variable[symbol.name])
+        if symbol.kind == "size":
+            if symbol.name not in self.sizes:
+                self.sizes[symbol.name] = self.names.fresh(symbol.name)
+            return self.sizes[symbol.name]
+        return self._operand(symbol.name, narrow=True).text.wrap(ATOM)
+
+    def _is_wide(self, symbol: Sym) -> bool:
+        if symbol.name in self.by_variable:
+            return self.by_variable[symbol.name].wide
+        if symbol.kind == "size":
+            return False
+        value = self.values[symbol.name]
+        return value.dtype in (torch.int64, torch.uint64) and not value.narrow
+
+    def _shape(self, dims: frozenset[str]) -> str:
+        return "[" + ", ".join(d.block if d.name in dims else "1" for d in self.dims) + "]"
+
+
+def _atom_expr(atom: Atom) -> Expr:
+    return Expr((((atom,), 1),))
+
+
+def _divisions(flat: Expr) -> list[Atom]:
+    """Every division in an expression, inner ones included."""
+    found: list[Atom] = []
+    for atom in flat.atoms():
+        if isinstance(atom, FloorDiv | Mod):
+            found += [atom, *_divisions(atom.num)]
+    return found

@@ -1,0 +1,170 @@
+"""KernelPlan -> KernelSource: one readable Triton function, with what is needed to compile and launch it.
+
+Enters: a KernelPlan, the table of buffers, the Config. Leaves: a KernelSource whose text is a whole module:
+
+    import triton
+    import triton.language as tl
+
+    from fusec.kernels import device
+
+    # softmax_kernel: persistent row, XBLOCK=1 RBLOCK=1024, 4 warps
+    # ...
+    @triton.jit
+    def softmax_kernel(x_ptr, out_ptr, XBLOCK: tl.constexpr, RBLOCK: tl.constexpr):
+        row = tl.program_id(0) * XBLOCK + tl.arange(0, XBLOCK)[:, None]
+        col = tl.arange(0, RBLOCK)[None, :]
+        mask = col < 1000
+        ...
+
+Tile dimensions are called `i` and `j` in pointwise kernels, `row` and `col` in kernels that reduce: `col` is the
+dimension that is contiguous in memory. Two launches whose plans differ only in names of layers, in comments or in
+the buffers they touch have the same text and the same cache key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections import Counter
+from collections.abc import Mapping
+
+from fusec.codegen.analysis import analyze
+from fusec.codegen.emit import Emitter
+from fusec.codegen.header import header
+from fusec.codegen.hints import buffer_hint, value_hints
+from fusec.codegen.names import Names, kernel_name
+from fusec.codegen.tiles import Tiling, choose_tiling
+from fusec.config import Config
+from fusec.ir.index import as_int
+from fusec.ir.kernels import DimKind, KernelPlan, KernelSource, Param
+from fusec.ir.types import Buffer, Role
+from fusec.kernels import device
+
+_DEVICE_TEXT = hashlib.sha256(inspect.getsource(device).encode()).hexdigest()
+_MAX_SIGNATURE = 100
+
+
+def generate_kernel(plan: KernelPlan, table: Mapping[str, Buffer], config: Config) -> KernelSource:
+    """The plan as Triton text. Shapes, masks and integer widths are those of the plan's extents.
+
+    FusecError when the plan reduces a part of a dimension, or a value has no Triton type.
+    """
+    names = Names()
+    name = names.fresh(kernel_name(o.op for o in plan.origins))
+    variables = _dimension_names(plan, names)
+    pointers = _pointer_names(plan, table, names)
+    tiling = choose_tiling(plan, variables, names)
+    analysis = analyze(plan, tiling.dims)
+    emitter = Emitter(plan, tiling.dims, analysis, names, value_hints(plan, table), pointers, config.precision)
+    body = emitter.emit() or ["pass"]
+    params = _params(plan, table, pointers, emitter.sizes, tiling, body)
+    code = _function(name, params, body)
+    prologue = ["import triton", "import triton.language as tl"]
+    if any("device." in line for line in body):
+        prologue += ["", "from fusec.kernels import device"]
+    text = "\n".join([*prologue, "", *header(plan, name, pointers), *code]) + "\n"
+    grid = _grid(tiling)
+    return KernelSource(
+        name=name,
+        text=text,
+        params=params,
+        grid=grid,
+        tile=plan.tile,
+        interpreter_tile=tiling.interpreter,
+        cache_key=_cache_key([*prologue, *code], params, grid, plan, tiling, config),
+        candidates=tiling.candidates,
+    )
+
+
+def _dimension_names(plan: KernelPlan, names: Names) -> dict[str, str]:
+    """Tile dimension -> variable: i, j without a reduction; row and col with one."""
+    grid = [d.name for d in plan.dims if d.kind is DimKind.GRID and as_int(plan.extent(d)) != 1]
+    reduced = [d.name for d in plan.dims if d.kind is not DimKind.GRID]
+    if len(grid) == 1 and reduced and as_int(plan.extent(plan.dims[-1])) != 1:
+        contiguous = _unit_stride_dims(plan)
+        across = contiguous[grid[0]] > contiguous[reduced[0]]
+        wanted = {grid[0]: "col" if across else "row", reduced[0]: "row" if across else "col"}
+    else:
+        letters = ("i", "j", "k", "l")
+        wanted = dict(zip([*grid, *reduced], letters, strict=False))
+    chosen = {dim: names.fresh(variable) for dim, variable in wanted.items()}
+    return {d.name: chosen.get(d.name, d.name) for d in plan.dims}
+
+
+def _unit_stride_dims(plan: KernelPlan) -> Counter[str]:
+    """How many accesses move by one element along each tile dimension."""
+    dim_of_axis = {a: d.name for d in plan.dims for a in d.axes}
+    found: Counter[str] = Counter()
+    for instr in plan.body:
+        if instr.access is None:
+            continue
+        for monomial, coefficient in instr.access.index.terms:
+            if coefficient == 1 and len(monomial) == 1 and monomial[0].key in dim_of_axis:
+                found[dim_of_axis[monomial[0].key]] += 1
+    return found
+
+
+def _pointer_names(plan: KernelPlan, table: Mapping[str, Buffer], names: Names) -> dict[str, str]:
+    written = set(plan.writes) - set(plan.reads)
+    result: dict[str, str] = {}
+    for buffer in plan.buffers:
+        known = table.get(buffer.name, buffer)
+        hint = buffer_hint(known)
+        if buffer.name in written and (known.role is Role.OUTPUT or hint in ("tmp", "source")):
+            hint = "out"
+        result[buffer.name] = names.fresh(f"{hint}_ptr")
+    return result
+
+
+def _params(
+    plan: KernelPlan,
+    table: Mapping[str, Buffer],
+    pointers: Mapping[str, str],
+    sizes: Mapping[str, str],
+    tiling: Tiling,
+    body: list[str],
+) -> tuple[Param, ...]:
+    """Pointers in the plan's order, then sizes, then the blocks that the text or the grid uses."""
+    result = [
+        Param(pointers[b.name], "pointer", b.name, table[b.name].dtype if b.name in table else b.dtype)
+        for b in plan.buffers
+    ]
+    result += [Param(text, "size") for _, text in sorted(sizes.items())]
+    joined = "\n".join(body)
+    result += [Param(d.block, "block") for d in tiling.dims if d.block in joined or d.program is not None]
+    return tuple(result)
+
+
+def _function(name: str, params: tuple[Param, ...], body: list[str]) -> list[str]:
+    arguments = [f"{p.name}: tl.constexpr" if p.kind == "block" else p.name for p in params]
+    signature = f"def {name}({', '.join(arguments)}):"
+    if len(signature) > _MAX_SIGNATURE:
+        signature = "\n".join([f"def {name}(", *(f"    {a}," for a in arguments), "):"])
+    return ["@triton.jit", signature, *(f"    {line}" if line else "" for line in body)]
+
+
+def _grid(tiling: Tiling) -> tuple[tuple[object, str | None], ...]:
+    programs = sorted((d for d in tiling.dims if d.program is not None), key=lambda d: d.program or 0)
+    return tuple((d.extent, d.block) for d in programs)
+
+
+def _cache_key(
+    code: list[str],
+    params: tuple[Param, ...],
+    grid: tuple[tuple[object, str | None], ...],
+    plan: KernelPlan,
+    tiling: Tiling,
+    config: Config,
+) -> str:
+    """SHA-256 of all that decides the binary and its launch: no comments, no buffer names."""
+    parts: list[object] = [
+        "\n".join(code),
+        [(p.name, p.kind, str(p.dtype), p.aligned) for p in params],
+        [(str(extent), block) for extent, block in grid],
+        plan.tile,
+        tiling.interpreter,
+        tiling.candidates,
+        config.code_key(),
+        _DEVICE_TEXT,
+    ]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -1,0 +1,282 @@
+"""Schedule -> wrapper text: the Python that runs a call, step by step.
+
+Enters: a Schedule, its BufferPlan and a KernelSource per kernel step. Leaves: a module with one function:
+
+    import torch
+
+
+    def call(args, rt):
+        x, weight = args
+        args.clear()
+
+        out = rt.empty((64, 4096), (4096, 1), torch.bfloat16, "cuda:0")
+        rt.launch[0](x, weight, out)  # rms_norm_kernel
+        del x
+        y = rt.extern[0](out, weight)  # aten.mm.default
+        y = rt.restride(y, (64, 4096), (4096, 1))
+        return (y,)
+
+What `rt` must offer (see `fusec/runtime/executable.py`):
+
+    rt.launch[k](*tensors, *sizes)             the k-th kernel step; tensors in the order of the source's pointers
+    rt.extern[k](*args, **kwargs)              the k-th extern step
+    rt.empty(shape, strides, dtype, device)    new memory
+    rt.view(tensor, shape, strides, offset)    a strided view; offset in elements from the tensor's first
+    rt.restride(tensor, shape, strides)        the tensor, or a copy that has these strides
+    rt.constants[name]                         a tensor of the schedule
+
+Buffers are freed where the BufferPlan says; a buffer that takes over a dead one's memory is a view of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fusec.codegen.hints import buffer_hint
+from fusec.codegen.names import Names, comment
+from fusec.errors import FusecError
+from fusec.ir.index import Atom, Expr, FloorDiv, IndexLike, Mod, Sym, as_int, symbols_of
+from fusec.ir.kernels import Allocation, BufferPlan, KernelPlan, KernelSource, Schedule
+from fusec.ir.types import Buffer, Extern, Output, TensorView
+
+_MAX_LINE = 112
+
+
+def generate_wrapper(schedule: Schedule, buffer_plan: BufferPlan, sources: Sequence[KernelSource]) -> str:
+    """The text of `call(args, rt)`; `sources` has one KernelSource per kernel step, in order."""
+    plans = [s for s in schedule.steps if isinstance(s, KernelPlan)]
+    assert len(plans) == len(sources), f"{len(plans)} kernel steps, {len(sources)} sources"
+    return _Wrapper(schedule, buffer_plan, tuple(sources)).text()
+
+
+@dataclass
+class _Wrapper:
+    schedule: Schedule
+    buffer_plan: BufferPlan
+    sources: tuple[KernelSource, ...]
+    lines: list[str] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)
+    moved: dict[tuple[str, str], str] = field(default_factory=dict)  # CPU scalars on the device of a kernel
+    names: Names = field(default_factory=Names)
+    sizes: dict[str, str] = field(default_factory=dict)
+
+    def text(self) -> str:
+        self._unpack()
+        launches = externs = 0
+        for number, step in enumerate(self.schedule.steps):
+            for allocation in self.buffer_plan.before[number]:
+                self._allocate(allocation)
+            if isinstance(step, KernelPlan):
+                self._launch(step, launches)
+                launches += 1
+            else:
+                self._extern(step, externs)
+                externs += 1
+            self._free(self.buffer_plan.after[number])
+        self._return()
+        body = "\n".join(f"    {line}" if line else "" for line in self.lines)
+        return f"import torch\n\n\ndef call(args, rt):\n{body}\n"
+
+    # -- buffers ----------------------------------------------------------------------------------
+
+    def _unpack(self) -> None:
+        table = self.schedule.table
+        targets: list[str] = []
+        for position, name in enumerate(self.schedule.inputs):
+            hint = buffer_hint(table[name]) if name is not None else "size"
+            variable = self.names.fresh(hint)
+            targets.append(variable)
+            if name is not None and name not in self.variables:
+                self.variables[name] = variable
+            assert position == len(targets) - 1
+        if targets:
+            joined = ", ".join(targets)
+            self.lines.append(f"{joined} = args" if len(targets) > 1 else f"({joined},) = args")
+        self.lines.append("args.clear()")
+        self._unpack_sizes()
+        for name, _ in self.schedule.constants:
+            variable = self._new(table[name])
+            self.lines.append(f"{variable} = rt.constants[{name!r}]")
+        self.lines.append("")
+
+    def _unpack_sizes(self) -> None:
+        """A symbolic extent is read from the first input that has it as a dimension."""
+        for name in self.schedule.inputs:
+            if name is None:
+                continue
+            buffer = self.schedule.table[name]
+            for attribute, values in (("shape", buffer.shape), ("stride()", buffer.strides)):
+                for dim, extent in enumerate(values):
+                    atom = extent.single_atom() if isinstance(extent, Expr) else None
+                    if isinstance(atom, Sym) and atom.kind == "size" and atom.name not in self.sizes:
+                        self.sizes[atom.name] = self.names.fresh(atom.name)
+                        self.lines.append(f"{self.sizes[atom.name]} = {self.variables[name]}.{attribute}[{dim}]")
+
+    def _new(self, buffer: Buffer) -> str:
+        variable = self.names.fresh(buffer_hint(buffer))
+        self.variables[buffer.name] = variable
+        return variable
+
+    def _allocate(self, allocation: Allocation) -> None:
+        buffer = self.schedule.table[allocation.buffer]
+        shape, strides = self._tuple(buffer.shape), self._tuple(buffer.strides)
+        if allocation.reuses is not None:
+            old = self.variables.pop(allocation.reuses)
+            variable = self._new(buffer)
+            before = self.schedule.table[allocation.reuses]
+            same = before.shape == buffer.shape and before.strides == buffer.strides
+            self.lines.append(f"{variable} = {old}" if same else f"{variable} = rt.view({old}, {shape}, {strides})")
+            self.lines.append(f"del {old}")
+            return
+        variable = self._new(buffer)
+        self.lines.append(f"{variable} = rt.empty({shape}, {strides}, {buffer.dtype}, {buffer.device!r})")
+
+    def _free(self, dead: Sequence[str]) -> None:
+        variables = [self.variables.pop(name) for name in dead if name in self.variables]
+        moved = [self.moved.pop(key) for key in list(self.moved) if key[0] in dead]
+        if variables or moved:
+            self.lines.append(f"del {', '.join([*variables, *moved])}")
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    def _launch(self, plan: KernelPlan, number: int) -> None:
+        source = self.sources[number]
+        # Equal kernels share a source; its pointers follow the order of each plan's own buffers.
+        device = self._device(plan)
+        arguments = [self._on_device(b, device) for b in plan.buffers]
+        arguments += [self._size_param(p.name) for p in source.params if p.kind == "size"]
+        self._line(f"rt.launch[{number}](", arguments, ")", f"  # {source.name}")
+
+    def _size_param(self, name: str) -> str:
+        if name not in self.sizes:
+            raise FusecError(f"no input of {self.schedule.name} has the symbolic size {name} as a dimension")
+        return self.sizes[name]
+
+    def _device(self, plan: KernelPlan) -> str:
+        devices = [self.schedule.table[b.name].device for b in plan.buffers]
+        return next((d for d in devices if d != "cpu"), "cpu")
+
+    def _on_device(self, buffer: Buffer, device: str) -> str:
+        """A CPU scalar beside CUDA tensors is copied to their device once."""
+        variable = self.variables[buffer.name]
+        if self.schedule.table[buffer.name].device == device:
+            return variable
+        key = (buffer.name, device)
+        if key not in self.moved:
+            self.moved[key] = self.names.fresh(f"{variable}_moved")
+            self.lines.append(f"{self.moved[key]} = {variable}.to({device!r})")
+        return self.moved[key]
+
+    def _extern(self, extern: Extern, number: int) -> None:
+        arguments = [self._argument(a) for a in extern.args]
+        arguments += [f"{_identifier(k)}={self._argument(v)}" for k, v in extern.kwargs]
+        outputs = [None if o is None else self.schedule.table[o] for o in extern.outputs]
+        targets = ["_" if b is None else self._output_variable(b) for b in outputs]
+        if len(targets) == 1:
+            left = f"{targets[0]} = " if _returns_tensor(extern) else f"({targets[0]},) = "
+        else:
+            left = f"{', '.join(targets)} = " if targets else ""
+        self._line(f"{left}rt.extern[{number}](", arguments, ")", f"  # {comment(str(extern.target))}")
+        for buffer, variable in zip(outputs, targets, strict=True):
+            if buffer is not None:
+                shape, strides = self._tuple(buffer.shape), self._tuple(buffer.strides)
+                self.lines.append(f"{variable} = rt.restride({variable}, {shape}, {strides})")
+
+    def _output_variable(self, buffer: Buffer) -> str:
+        return self.variables.get(buffer.name) or self._new(buffer)
+
+    def _return(self) -> None:
+        for output in self.schedule.outputs:
+            if isinstance(output, TensorView) and output.buffer not in self.variables:
+                self._allocate(Allocation(output.buffer))  # a buffer no step writes: it has no elements
+        results = [self._output(o) for o in self.schedule.outputs]
+        self.lines.append(f"return ({', '.join(results)}{',' if len(results) == 1 else ''})")
+
+    def _output(self, output: Output) -> str:
+        return self._view(output) if isinstance(output, TensorView) else self._argument(output)
+
+    # -- text -------------------------------------------------------------------------------------
+
+    def _line(self, head: str, arguments: Sequence[str], tail: str, note: str) -> None:
+        """One call; over several lines when it is long."""
+        line = f"{head}{', '.join(arguments)}{tail}{note}"
+        if len(line) <= _MAX_LINE:
+            self.lines.append(line)
+            return
+        self.lines += [f"{head}{note}", *(f"    {a}," for a in arguments), tail]
+
+    def _argument(self, value: Any) -> str:
+        """An argument as an expression; FusecError for a value that has no literal."""
+        if isinstance(value, TensorView):
+            return self._view(value)
+        if isinstance(value, Expr):
+            return self._int(value)
+        if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+            return f'float("{value}")'
+        if value is None or isinstance(value, bool | int | float | str | complex) or value is ...:
+            return repr(value) if value is not ... else "..."
+        if isinstance(value, torch.dtype | torch.layout | torch.memory_format):
+            return str(value)
+        if isinstance(value, torch.device):
+            return f"torch.device({str(value)!r})"
+        if isinstance(value, list | tuple):
+            items = ", ".join(self._argument(v) for v in value)
+            if isinstance(value, list):
+                return f"[{items}]"
+            return f"({items}{',' if len(value) == 1 else ''})"
+        if isinstance(value, Mapping):
+            return "{" + ", ".join(f"{k!r}: {self._argument(v)}" for k, v in value.items()) + "}"
+        raise FusecError(f"a library call cannot be written with an argument of type {type(value).__name__}: {value!r}")
+
+    def _view(self, view: TensorView) -> str:
+        variable, buffer = self.variables[view.buffer], self.schedule.table[view.buffer]
+        if view.shape == buffer.shape and view.strides == buffer.strides and view.offset == 0:
+            return variable
+        shape, strides = self._tuple(view.shape), self._tuple(view.strides)
+        offset = f", {self._int(view.offset)}" if view.offset != 0 else ""
+        return f"rt.view({variable}, {shape}, {strides}{offset})"
+
+    def _tuple(self, values: Sequence[IndexLike]) -> str:
+        items = [self._int(v) for v in values]
+        return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
+
+    def _int(self, value: IndexLike) -> str:
+        constant = as_int(value)
+        if constant is not None:
+            return str(constant)
+        assert isinstance(value, Expr)
+        unknown = [s.name for s in symbols_of(value) if s.name not in self.sizes]
+        if unknown:
+            raise FusecError(f"no input of {self.schedule.name} has the symbolic size {unknown[0]} as a dimension")
+        return _size_text(value, self.sizes)
+
+
+def _size_text(expr: Expr, sizes: Mapping[str, str]) -> str:
+    def atom(a: Atom) -> str:
+        if isinstance(a, Sym):
+            return sizes[a.name]
+        assert isinstance(a, FloorDiv | Mod)
+        operator = "//" if isinstance(a, FloorDiv) else "%"
+        return f"(({_size_text(a.num, sizes)}) {operator} ({_size_text(a.den, sizes)}))"
+
+    return " + ".join(" * ".join([str(c), *map(atom, monomial)]) for monomial, c in expr.terms)
+
+
+def _returns_tensor(extern: Extern) -> bool:
+    """False when the op returns a list or tuple, even of one tensor."""
+    schema = getattr(extern.target, "_schema", None)
+    if schema is None:
+        return True
+    return len(schema.returns) == 1 and str(schema.returns[0].type) == "Tensor"
+
+
+def _identifier(name: str) -> str:
+    if not name.isidentifier():
+        raise FusecError(f"a library call has an argument named {name!r}")
+    return name
+
+

@@ -1,0 +1,380 @@
+"""Device functions that generated kernels call, as `from fusec.kernels import device`.
+
+Enters and leaves: Triton tensors inside a kernel. Shapes broadcast; every function keeps its operands' dtype.
+
+    device.sum(x, 1)        # reduce dimension 1 of a tile, keeping it with extent 1
+    device.maximum(a, b)    # NaN if either is NaN
+    device.floordiv(a, b)   # rounds toward -inf, as Python and PyTorch do
+
+Only what one `tl` builtin does not give is here: functions of libdevice, reductions that propagate NaN, and
+integer division with PyTorch's signs. Triton's interpreter can run neither libdevice nor composed reductions
+quickly: `fusec.kernels.interpreted.device` has the same names on CPU values, and takes this module's place there.
+
+A reduction takes `axis`, the position of the tile dimension, and keeps it; `axis` None reduces a one-dimensional
+tile to a scalar.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import libdevice
+
+LAST_POSITION = tl.constexpr(9223372036854775807)  # a masked point of an argmax: loses every tie
+
+
+# -- elementwise, floating point ------------------------------------------------------------------
+
+
+@triton.jit
+def exp(x: tl.tensor) -> tl.tensor:
+    """exp to within 1 ulp; `tl.exp` is exp2 of a rounded product."""
+    return libdevice.exp(x)
+
+
+@triton.jit
+def expm1(x: tl.tensor) -> tl.tensor:
+    return libdevice.expm1(x)
+
+
+@triton.jit
+def log10(x: tl.tensor) -> tl.tensor:
+    return libdevice.log10(x)
+
+
+@triton.jit
+def log1p(x: tl.tensor) -> tl.tensor:
+    return libdevice.log1p(x)
+
+
+@triton.jit
+def sigmoid(x: tl.tensor) -> tl.tensor:
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def sigmoid_rn(x: tl.tensor) -> tl.tensor:
+    """Sigmoid with a correctly rounded division."""
+    y = 1.0 + libdevice.exp(-x)
+    if x.dtype == tl.float32:
+        return tl.div_rn(tl.full([1], 1.0, tl.float32), y)
+    else:
+        return 1.0 / y
+
+
+@triton.jit
+def sin(x: tl.tensor) -> tl.tensor:
+    return libdevice.sin(x)
+
+
+@triton.jit
+def cos(x: tl.tensor) -> tl.tensor:
+    return libdevice.cos(x)
+
+
+@triton.jit
+def tan(x: tl.tensor) -> tl.tensor:
+    return libdevice.tan(x)
+
+
+@triton.jit
+def asin(x: tl.tensor) -> tl.tensor:
+    return libdevice.asin(x)
+
+
+@triton.jit
+def acos(x: tl.tensor) -> tl.tensor:
+    return libdevice.acos(x)
+
+
+@triton.jit
+def atan(x: tl.tensor) -> tl.tensor:
+    return libdevice.atan(x)
+
+
+@triton.jit
+def sinh(x: tl.tensor) -> tl.tensor:
+    return libdevice.sinh(x)
+
+
+@triton.jit
+def cosh(x: tl.tensor) -> tl.tensor:
+    return libdevice.cosh(x)
+
+
+@triton.jit
+def tanh(x: tl.tensor) -> tl.tensor:
+    return libdevice.tanh(x)
+
+
+@triton.jit
+def asinh(x: tl.tensor) -> tl.tensor:
+    return libdevice.asinh(x)
+
+
+@triton.jit
+def acosh(x: tl.tensor) -> tl.tensor:
+    return libdevice.acosh(x)
+
+
+@triton.jit
+def atanh(x: tl.tensor) -> tl.tensor:
+    return libdevice.atanh(x)
+
+
+@triton.jit
+def erf(x: tl.tensor) -> tl.tensor:
+    return libdevice.erf(x)
+
+
+@triton.jit
+def erfc(x: tl.tensor) -> tl.tensor:
+    return libdevice.erfc(x)
+
+
+@triton.jit
+def erfinv(x: tl.tensor) -> tl.tensor:
+    return libdevice.erfinv(x)
+
+
+@triton.jit
+def lgamma(x: tl.tensor) -> tl.tensor:
+    return libdevice.lgamma(x)
+
+
+@triton.jit
+def trunc(x: tl.tensor) -> tl.tensor:
+    return libdevice.trunc(x)
+
+
+@triton.jit
+def round(x: tl.tensor) -> tl.tensor:
+    """To the nearest integer, halves to even."""
+    return libdevice.rint(x)
+
+
+@triton.jit
+def atan2(y: tl.tensor, x: tl.tensor) -> tl.tensor:
+    return libdevice.atan2(y, x)
+
+
+@triton.jit
+def copysign(x: tl.tensor, sign: tl.tensor) -> tl.tensor:
+    return libdevice.copysign(x, sign)
+
+
+@triton.jit
+def fmod(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    """The remainder with the sign of the dividend; floating point (integers: `a % b` in Triton)."""
+    return libdevice.fmod(a, b)
+
+
+@triton.jit
+def sign(x: tl.tensor) -> tl.tensor:
+    """-1, 0 or 1; 0 for NaN."""
+    return (x > 0).to(x.dtype) - (x < 0).to(x.dtype)
+
+
+@triton.jit
+def minimum(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    """NaN if either operand is."""
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def maximum(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    """NaN if either operand is."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def fmin(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    """The other operand if one is NaN."""
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.NONE)
+
+
+@triton.jit
+def fmax(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    """The other operand if one is NaN."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.NONE)
+
+
+# -- division, remainder, powers, shifts ----------------------------------------------------------
+
+
+@triton.jit
+def _divide(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    """a / b correctly rounded."""
+    if a.dtype == tl.float32:
+        return tl.div_rn(a, b)
+    else:
+        return a / b
+
+
+@triton.jit
+def truncdiv(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    """a / b rounded toward zero; floating point (integers: `a // b` in Triton)."""
+    return libdevice.trunc(_divide(a, b))
+
+
+@triton.jit
+def floordiv(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    """a / b rounded toward -inf, integers and floating point."""
+    if a.dtype.is_floating():
+        remainder = libdevice.fmod(a, b)
+        quotient = _divide(a - remainder, b)
+        quotient = tl.where((remainder != 0) & ((b < 0) != (remainder < 0)), quotient - 1.0, quotient)
+        nearest = tl.floor(quotient)
+        nearest = tl.where(quotient - nearest > 0.5, nearest + 1.0, nearest)
+        exact = _divide(a, b)
+        nearest = tl.where(quotient == 0, libdevice.copysign(quotient * 0.0, exact), nearest)
+        return tl.where(b == 0, exact, nearest)
+    elif a.dtype.is_int_unsigned():
+        return a // b
+    else:
+        quotient = a // b
+        return tl.where((a - quotient * b != 0) & ((a < 0) != (b < 0)), quotient - 1, quotient)
+
+
+@triton.jit
+def mod(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    """The remainder with the sign of the divisor (Python's), integers and floating point."""
+    if a.dtype.is_floating():
+        remainder = libdevice.fmod(a, b)
+        return tl.where((remainder != 0) & ((b < 0) != (remainder < 0)), remainder + b, remainder)
+    elif a.dtype.is_int_unsigned():
+        return a % b
+    else:
+        remainder = a % b
+        return tl.where((remainder != 0) & ((remainder < 0) != (b < 0)), remainder + b, remainder)
+
+
+@triton.jit
+def pow(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    """a ** b. Integers by repeated squaring, modulo 2**bits; a negative exponent gives 0 but for bases 1 and -1."""
+    if a.dtype.is_floating():
+        return libdevice.pow(a, b)
+    else:
+        result = a * 0 + 1
+        base = a
+        left = b
+        for _ in tl.static_range(a.dtype.primitive_bitwidth):
+            result = tl.where(left & 1 != 0, result * base, result)
+            base = base * base
+            left = left >> 1
+        odd = tl.where(b & 1 != 0, a, a * a)
+        inverse = tl.where((a == 1) | (a * a == 1), odd, a * 0)
+        return tl.where(b < 0, inverse, result)
+
+
+@triton.jit
+def shl(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    """a << b; 0 when b is not a shift of a's width."""
+    bits = a.dtype.primitive_bitwidth
+    inside = (b >= 0) & (b < bits)
+    return tl.where(inside, a << tl.where(inside, b, b * 0), a * 0)
+
+
+@triton.jit
+def shr(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    """a >> b, keeping the sign; b outside a's width shifts everything out."""
+    bits = a.dtype.primitive_bitwidth
+    inside = (b >= 0) & (b < bits)
+    return a >> tl.where(inside, b, b * 0 + (bits - 1))
+
+
+# -- reductions -----------------------------------------------------------------------------------
+
+
+@triton.jit
+def _add(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    return a + b
+
+
+@triton.jit
+def _multiply(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    return a * b
+
+
+@triton.jit
+def _or(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    return a | b
+
+
+@triton.jit
+def _and(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    return a & b
+
+
+@triton.jit
+def sum(x: tl.tensor, axis: tl.constexpr = None) -> tl.tensor:
+    return tl.reduce(x, axis, _add, keep_dims=axis is not None)
+
+
+@triton.jit
+def prod(x: tl.tensor, axis: tl.constexpr = None) -> tl.tensor:
+    return tl.reduce(x, axis, _multiply, keep_dims=axis is not None)
+
+
+@triton.jit
+def max(x: tl.tensor, axis: tl.constexpr = None) -> tl.tensor:
+    """NaN if any point is."""
+    return tl.reduce(x, axis, maximum, keep_dims=axis is not None)
+
+
+@triton.jit
+def min(x: tl.tensor, axis: tl.constexpr = None) -> tl.tensor:
+    """NaN if any point is."""
+    return tl.reduce(x, axis, minimum, keep_dims=axis is not None)
+
+
+@triton.jit
+def any(x: tl.tensor, axis: tl.constexpr = None) -> tl.tensor:
+    return tl.reduce(x.to(tl.int32), axis, _or, keep_dims=axis is not None) != 0
+
+
+@triton.jit
+def all(x: tl.tensor, axis: tl.constexpr = None) -> tl.tensor:
+    return tl.reduce(x.to(tl.int32), axis, _and, keep_dims=axis is not None) != 0
+
+
+@triton.jit
+def _larger(a: tl.tensor, a_at: tl.tensor, b: tl.tensor, b_at: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """The larger of two (value, position) pairs; NaN is largest, and a tie takes the lower position."""
+    tie = (a == b) | ((a != a) & (b != b))
+    take = tl.where(tie, a_at < b_at, (a > b) | ((a != a) & (b == b)))
+    return tl.where(take, a, b), tl.where(take, a_at, b_at)
+
+
+@triton.jit
+def _smaller(a: tl.tensor, a_at: tl.tensor, b: tl.tensor, b_at: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """The smaller of two (value, position) pairs; NaN is smallest, and a tie takes the lower position."""
+    tie = (a == b) | ((a != a) & (b != b))
+    take = tl.where(tie, a_at < b_at, (a < b) | ((a != a) & (b == b)))
+    return tl.where(take, a, b), tl.where(take, a_at, b_at)
+
+
+@triton.jit
+def argmax(x: tl.tensor, position: tl.tensor, axis: tl.constexpr = None) -> tl.tensor:
+    """The lowest position that holds the largest value; NaN is largest."""
+    _, at = tl.reduce((x, position), axis, _larger, keep_dims=axis is not None)
+    return at
+
+
+@triton.jit
+def argmin(x: tl.tensor, position: tl.tensor, axis: tl.constexpr = None) -> tl.tensor:
+    """The lowest position that holds the smallest value; NaN is smallest."""
+    _, at = tl.reduce((x, position), axis, _smaller, keep_dims=axis is not None)
+    return at
+
+
+@triton.jit
+def larger(a: tl.tensor, a_at: tl.tensor, b: tl.tensor, b_at: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """One step of a looped argmax, point by point."""
+    return _larger(a, a_at, b, b_at)
+
+
+@triton.jit
+def smaller(a: tl.tensor, a_at: tl.tensor, b: tl.tensor, b_at: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """One step of a looped argmin, point by point."""
+    return _smaller(a, a_at, b, b_at)

@@ -1,0 +1,183 @@
+"""The functions of `fusec.kernels.device` for Triton's interpreter, computed by PyTorch on the CPU.
+
+Enters and leaves: the interpreter's tensors (numpy arrays inside). The interpreter runs no libdevice and reduces with
+unknown combine functions one element at a time; here each function is one call on whole arrays.
+
+    module.device = interpreted.device     # what a loader does with a generated module before interpreting it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import triton.language as tl
+from triton.runtime.interpreter import TensorHandle
+
+Function = Callable[..., Any]
+
+
+def _array(value: Any, like: Any = None) -> torch.Tensor:
+    """The interpreter's tensor, or a Python number, as a PyTorch tensor sharing memory where it can."""
+    if isinstance(value, tl.constexpr):
+        value = value.value
+    if not isinstance(value, tl.tensor):
+        return torch.tensor(value, dtype=None if like is None else _array(like).dtype)
+    return torch.from_numpy(np.require(value.handle.data, requirements=["C", "W"]))
+
+
+def _tensor(value: torch.Tensor, dtype: Any, scalar: bool) -> Any:
+    """A PyTorch result as the interpreter's tensor; its scalars hold arrays of one element."""
+    data = value.numpy()
+    if scalar:
+        return tl.tensor(TensorHandle(data.reshape(1), dtype), dtype)
+    return tl.tensor(TensorHandle(data, dtype), tl.block_type(dtype, list(data.shape)))
+
+
+def _elementwise(function: Function) -> Function:
+    def apply(*operands: Any) -> Any:
+        typed = next(o for o in operands if isinstance(o, tl.tensor))
+        result = function(*(_array(o, typed) for o in operands))
+        scalar = not any(isinstance(o, tl.tensor) and o.type.is_block() for o in operands)
+        return _tensor(result.to(_array(typed).dtype), typed.dtype.scalar, scalar)
+
+    return apply
+
+
+def _reduction(function: Function) -> Function:
+    def apply(x: Any, axis: Any = None) -> Any:
+        dim = axis.value if isinstance(axis, tl.constexpr) else axis
+        values = _array(x)
+        result = function(values if dim is not None else values.reshape(1, -1), 1 if dim is None else dim)
+        return _tensor(result.to(values.dtype), x.dtype.scalar, dim is None)
+
+    return apply
+
+
+def _prod(values: torch.Tensor, dim: int) -> torch.Tensor:
+    return values.prod(dim, keepdim=True)
+
+
+def _positions(better: Function) -> Function:
+    """Reduce (value, position) to the position of the first extreme."""
+    extreme = torch.amax if better is torch.gt else torch.amin
+
+    def apply(x: Any, position: Any, axis: Any = None) -> Any:
+        dim = axis.value if isinstance(axis, tl.constexpr) else axis
+        values, at = torch.broadcast_tensors(_array(x), _array(position))
+        if dim is None:
+            values, at = values.reshape(1, -1), at.reshape(1, -1)
+        along = 1 if dim is None else dim
+        best = extreme(values, dim=along, keepdim=True)
+        hit = (values == best) | ((values != values) & (best != best))
+        far = torch.iinfo(at.dtype).max
+        found = torch.where(hit, at, far).amin(dim=along, keepdim=True)
+        return _tensor(found, position.dtype.scalar, dim is None)
+
+    return apply
+
+
+def _step(better: Function) -> Function:
+    """One step of a looped argmax or argmin: the better of two (value, position) pairs at every point."""
+
+    def apply(a: Any, a_at: Any, b: Any, b_at: Any) -> tuple[Any, Any]:
+        va, pa, vb, pb = torch.broadcast_tensors(*(_array(v) for v in (a, a_at, b, b_at)))
+        a_nan, b_nan = va != va, vb != vb
+        tie = (va == vb) | (a_nan & b_nan)
+        take = torch.where(tie, pa < pb, better(va, vb) | (a_nan & ~b_nan))
+        scalar = not a.type.is_block()
+        return (
+            _tensor(torch.where(take, va, vb), a.dtype.scalar, scalar),
+            _tensor(torch.where(take, pa, pb), a_at.dtype.scalar, scalar),
+        )
+
+    return apply
+
+
+_UNARY: dict[str, Function] = {
+    "exp": torch.exp,
+    "expm1": torch.expm1,
+    "log10": torch.log10,
+    "log1p": torch.log1p,
+    "sigmoid": torch.sigmoid,
+    "sigmoid_rn": torch.sigmoid,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "tan": torch.tan,
+    "asin": torch.asin,
+    "acos": torch.acos,
+    "atan": torch.atan,
+    "sinh": torch.sinh,
+    "cosh": torch.cosh,
+    "tanh": torch.tanh,
+    "asinh": torch.asinh,
+    "acosh": torch.acosh,
+    "atanh": torch.atanh,
+    "erf": torch.erf,
+    "erfc": torch.erfc,
+    "erfinv": torch.erfinv,
+    "lgamma": torch.lgamma,
+    "trunc": torch.trunc,
+    "round": torch.round,
+    "sign": torch.sgn,
+}
+
+
+def _truncated_divide(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.div(a, b, rounding_mode="trunc")
+
+
+def _guarded(function: Function) -> Function:
+    """Integer division by zero stops PyTorch; at a masked point it must not stop the kernel."""
+
+    def apply(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return function(a, b if b.is_floating_point() else torch.where(b == 0, torch.ones_like(b), b))
+
+    return apply
+
+
+def _floor_divide(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.div(a, b, rounding_mode="floor")
+
+
+def _power(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.pow(a, b)
+
+
+_BINARY: dict[str, Function] = {
+    "atan2": torch.atan2,
+    "copysign": torch.copysign,
+    "fmod": torch.fmod,
+    "minimum": torch.minimum,
+    "maximum": torch.maximum,
+    "fmin": torch.fmin,
+    "fmax": torch.fmax,
+    "truncdiv": _truncated_divide,
+    "floordiv": _guarded(_floor_divide),
+    "mod": _guarded(torch.remainder),
+    "pow": _power,
+    "shl": torch.bitwise_left_shift,
+    "shr": torch.bitwise_right_shift,
+}
+
+_REDUCTIONS: dict[str, Function] = {
+    "sum": lambda v, dim: v.sum(dim, keepdim=True),
+    "prod": _prod,
+    "max": lambda v, dim: v.amax(dim, keepdim=True),
+    "min": lambda v, dim: v.amin(dim, keepdim=True),
+    "any": lambda v, dim: v.any(dim, keepdim=True),
+    "all": lambda v, dim: v.all(dim, keepdim=True),
+}
+
+device = SimpleNamespace(
+    **{name: _elementwise(f) for name, f in {**_UNARY, **_BINARY}.items()},
+    **{name: _reduction(f) for name, f in _REDUCTIONS.items()},
+    argmax=_positions(torch.gt),
+    argmin=_positions(torch.lt),
+    larger=_step(torch.gt),
+    smaller=_step(torch.lt),
+    LAST_POSITION=9223372036854775807,
+)
