@@ -1,0 +1,164 @@
+"""Times several variants of one computation against each other on a GPU.
+
+Enters: a Work and its variants. Leaves: rows of the result schema.
+
+The variants run in turn, round after round, so that clocks and neighbours touch all of them alike, and medians are
+compared. Before each run a buffer larger than the second-level cache is written: caches are cold, and the host
+is ahead of the device, so that the events around a call enclose device time alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from bench.budget import Budget
+from bench.cases import Case, Work
+from bench.schema import Row
+
+CACHE_FLUSH_BYTES = 512 << 20
+MOST_ROUNDS = 60
+FEWEST_ROUNDS = 5
+
+Call = Callable[[], Any]
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """Every tensor inside nested lists, tuples and dicts."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [t for item in value for t in tensors_of(item)]
+    return []
+
+
+def bytes_once(*values: Any) -> int:
+    """Bytes of all tensors; memory that two of them share is counted once."""
+    spans = {(t.untyped_storage().data_ptr(), t.storage_offset(), t.shape): t for t in tensors_of(values)}
+    return sum(t.numel() * t.element_size() for t in spans.values())
+
+
+def relative_error(seen: Any, expected: Any) -> float:
+    """Largest difference over the largest expected magnitude, of all outputs."""
+    worst = 0.0
+    pairs = zip(tensors_of(seen), tensors_of(expected), strict=True)
+    for a, b in pairs:
+        if a.shape != b.shape or a.dtype != b.dtype:
+            raise ValueError(f"expected {tuple(b.shape)} {b.dtype}, got {tuple(a.shape)} {a.dtype}")
+        if not b.numel():
+            continue
+        scale = b.double().abs().nan_to_num(0.0, 0.0, 0.0).max().clamp_min(1e-30)
+        difference = (a.double() - b.double()).abs().nan_to_num(0.0, 0.0, 0.0)  # equal infinities differ by NaN
+        mismatch = (a.isfinite() != b.isfinite()).any() if b.dtype.itemsize > 1 else False
+        worst = max(worst, float("inf") if mismatch else float(difference.max() / scale))
+    return worst
+
+
+def quantile(values: Sequence[float], fraction: float) -> float:
+    """Linear between neighbours, as numpy's default."""
+    ordered = sorted(values)
+    position = fraction * (len(ordered) - 1)
+    low = int(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+@dataclass
+class Timer:
+    """Device and host times of one variant."""
+
+    row: Row
+    call: Call
+    events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
+    host: list[float] = field(default_factory=list)
+
+    def run(self) -> None:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        began = time.perf_counter()
+        self.call()
+        self.host.append((time.perf_counter() - began) * 1e6)
+        end.record()
+        self.events.append((start, end))
+
+    def finished(self) -> Row:
+        times = [start.elapsed_time(end) * 1e3 for start, end in self.events]
+        return summary(self.row, times, self.host)
+
+
+def summary(row: Row, device_us: Sequence[float], host_us: Sequence[float]) -> Row:
+    """The row with median, p20, p80 and bandwidth of these times."""
+    median = quantile(device_us, 0.5)
+    return replace(
+        row,
+        median_us=median,
+        p20_us=quantile(device_us, 0.2),
+        p80_us=quantile(device_us, 0.8),
+        host_us=quantile(host_us, 0.5),
+        gbps=row.bytes / median / 1e3,
+    )
+
+
+def with_share(rows: Sequence[Row]) -> list[Row]:
+    """share of every row: its bandwidth over the clone's."""
+    clone = next((r.gbps for r in rows if r.variant == "clone"), None)
+    return [replace(r, share=r.gbps / clone if clone and r.gbps is not None else None) for r in rows]
+
+
+def first_call(row: Row, fn: Callable[..., Any], args: Sequence[Any], expected: Any) -> Row:
+    """Compiles and checks: first_s, peak_bytes and error of one variant."""
+    began = time.perf_counter()
+    seen = fn(*args)
+    torch.cuda.synchronize()
+    first_s = time.perf_counter() - began
+    error = None if expected is None else relative_error(seen, expected)
+    del seen
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    fn(*args)
+    peak = torch.cuda.max_memory_allocated() - before
+    return replace(row, first_s=first_s, error=error, peak_bytes=peak)
+
+
+def compare(case: Case, work: Work, variants: Mapping[str, Callable[..., Any]], budget: Budget) -> list[Row]:
+    """Rows of all variants of a case, and of a clone that moves as many bytes."""
+    expected = work.fn(*work.args)
+    total = bytes_once(work.args) + bytes_once(expected)
+    rows: list[Row] = []
+    timers: list[Timer] = []
+    for name, fn in variants.items():
+        row = Row(case.name, name, case.sizes, total)
+        try:
+            ready = first_call(row, fn, work.args, None if name == "eager" else expected)
+        except Exception as error:
+            rows.append(replace(row, note=f"{type(error).__name__}: {error}".splitlines()[0][:160]))
+            continue
+        timers.append(Timer(ready, lambda fn=fn: fn(*work.args)))  # type: ignore[misc]
+        if budget.left == 0.0:
+            break
+    del expected
+    half = torch.empty(max(total // 2, 1), dtype=torch.int8, device="cuda")
+    timers.append(Timer(Row(case.name, "clone", "", 2 * half.numel()), half.clone))
+    _interleave(timers, budget)
+    return rows + with_share([t.finished() for t in timers if t.events])
+
+
+def _interleave(timers: Sequence[Timer], budget: Budget) -> None:
+    flush = torch.empty(CACHE_FLUSH_BYTES, dtype=torch.int8, device="cuda")
+    for _ in range(3):
+        for timer in timers:
+            timer.call()
+    torch.cuda.synchronize()
+    for done in range(MOST_ROUNDS):
+        if done >= FEWEST_ROUNDS and budget.left == 0.0:
+            break
+        for timer in timers:
+            flush.zero_()
+            timer.run()
+        torch.cuda.synchronize()

@@ -1,0 +1,180 @@
+"""What of the benchmarks can be tested without a GPU: cases, budget, schema, tables, statistics, the no-GPU line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import gpu, table
+from bench.budget import Budget, seconds
+from bench.cases import CASES
+from bench.measure import bytes_once, quantile, relative_error, summary, tensors_of, with_share
+from bench.schema import Result, Row
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_a_case_runs_in_eager_at_small_sizes(name: str) -> None:
+    case = CASES[name]
+    assert case.small.keys() == case.full.keys()
+    work = case.build("cpu", small=True)
+    outputs = tensors_of(work.fn(*work.args))
+    assert outputs and all(o.numel() and o.float().isfinite().all() for o in outputs)
+
+
+@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.gpu])
+def test_a_case_depends_on_every_input(name: str) -> None:
+    work = CASES[name].build("cpu", small=True)
+    before = [o.float().clone() for o in tensors_of(work.fn(*work.args))]
+    for tensor in tensors_of(work.args):
+        saved = tensor.clone()
+        flipped = ~saved if saved.dtype == torch.bool else (saved + 1) % 33 if saved.dtype == torch.int64 else saved * 2
+        tensor.copy_(flipped)
+        after = [o.float() for o in tensors_of(work.fn(*work.args))]
+        tensor.copy_(saved)
+        same = all(torch.allclose(a, b, rtol=1e-3, equal_nan=True) for a, b in zip(before, after, strict=True))
+        # Norms and softmax of one scaled row may hardly move; what must not happen is an input that nothing reads.
+        assert not same or name in ("rms", "layer_norm", "group_norm_silu_nhwc"), f"{tuple(tensor.shape)} is unused"
+
+
+def test_cases_mean_what_they_say() -> None:
+    rms = CASES["rms"].build("cpu", small=True)
+    x, weight = rms.args
+    exact = torch.nn.functional.rms_norm(x.double(), (33,), weight.double(), 1e-6)
+    assert relative_error(rms.fn(*rms.args).double(), exact) < 2e-2
+    clip = CASES["clip_grad_norm"].build("cpu", small=True)
+    clipped = torch.cat([g.flatten() for g in clip.fn(*clip.args)])
+    assert clipped.norm().item() == pytest.approx(1.0, abs=1e-4)
+    adamw = CASES["adamw_foreach"].build("cpu", small=True)
+    params, grads, means, squares = adamw.args
+    ours = adamw.fn(params, grads, means, squares)[0][0]
+    optimizer = torch.optim.AdamW([params[0].clone().requires_grad_()], lr=1e-3, weight_decay=0.01)
+    (p,) = optimizer.param_groups[0]["params"]
+    p.grad = grads[0].clone()
+    optimizer.state[p] = {"step": torch.tensor(6.0), "exp_avg": means[0].clone(), "exp_avg_sq": squares[0].clone()}
+    optimizer.step()
+    torch.testing.assert_close(ours, p.detach())
+
+
+@pytest.mark.parametrize(("text", "expected"), [("90", 90), ("90s", 90), ("8m", 480), ("1.5m", 90), ("1h", 3600)])
+def test_budget_reads_what_people_write(text: str, expected: float) -> None:
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "0", "-3m", "8 minutes", "m"])
+def test_budget_refuses_the_rest(text: str) -> None:
+    with pytest.raises(ValueError, match=f"got '{text}'"):
+        seconds(text)
+
+
+def test_budget_counts_down_and_never_below_zero() -> None:
+    now = [100.0]
+    budget = Budget.parse("10s", lambda: now[0])
+    assert (budget.left, budget.share(0.5)) == (10.0, 5.0)
+    now[0] = 107.0
+    assert budget.left == 3.0
+    now[0] = 200.0
+    assert budget.left == 0.0
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
+    result = Result.new("gpu", "python3 -m bench.gpu").with_rows([Row("rms", "fusec", "rows=2", 64, 1.5, 1.0, 2.0)])
+    path = tmp_path / "results" / "gpu.json"
+    result.write(path)
+    assert Result.read(path) == result
+    assert [p.name for p in path.parent.iterdir()] == ["gpu.json"]
+    assert {"device", "versions", "date", "command", "rows", "schema"} <= set(json.loads(path.read_text()))
+
+
+@pytest.mark.parametrize("change", [{"schema": 99}, {"surprise": 1}])
+def test_a_file_of_another_schema_is_refused(tmp_path: Path, change: dict[str, int]) -> None:
+    path = tmp_path / "gpu.json"
+    Result.new("gpu", "x").write(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=r"schema|unknown fields: surprise"):
+        Result.read(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bench" / "results").glob("gpu*.json")), ids=lambda p: p.name)
+def test_committed_results_are_of_the_schema(path: Path) -> None:
+    assert Result.read(path).rows
+
+
+def test_quantiles_and_bandwidth() -> None:
+    times = [10.0, 30.0, 20.0, 50.0, 40.0]
+    assert (quantile(times, 0.5), quantile(times, 0.2), quantile([7.0], 0.8)) == (30.0, 18.0, 7.0)
+    row = summary(Row("rms", "fusec", bytes=60_000_000), times, [5.0, 7.0, 6.0])
+    assert (row.median_us, row.gbps, row.host_us) == (30.0, 2000.0, 6.0)
+    clone = summary(Row("rms", "clone", bytes=80_000_000), [20.0], [1.0])
+    assert [r.share for r in with_share([row, clone])] == [0.5, 1.0]
+    assert [r.share for r in with_share([row])] == [None]
+
+
+def test_bytes_count_shared_memory_once() -> None:
+    x = torch.zeros(4, 8)
+    assert bytes_once([x, x], {"a": x}) == 128
+    assert bytes_once(x, torch.zeros(2, dtype=torch.bool)) == 130
+
+
+def test_relative_error_sees_values_shapes_and_infinities() -> None:
+    x = torch.tensor([1.0, -4.0])
+    assert relative_error([x], [x]) == 0.0
+    assert relative_error(torch.tensor([1.0, -3.0]), x) == 0.25
+    assert relative_error(torch.tensor([1.0, float("inf")]), x) == float("inf")
+    with pytest.raises(ValueError, match=r"expected \(2,\)"):
+        relative_error(x[:1], x)
+
+
+def test_table_without_tabulate() -> None:
+    text = table.plain(["case", "us"], [["rms", 61.25], ["softmax", None]])
+    assert text == "case        us\n-------  -----\nrms      61.25\nsoftmax"
+
+
+def test_timings_mark_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "table", table.plain)
+    rows = [Row("rms", "eager", median_us=50.0), Row("rms", "fusec", median_us=20.0, share=0.9, note="")]
+    broken = Row("rms", "torch.compile", note="RuntimeError: no compiler")
+    lines = table.timings(Result.new("gpu", "x").with_rows([*rows, broken])).splitlines()
+    assert "fastest" in lines[3] and "90%" in lines[3] and "fastest" not in lines[2]
+    assert lines[4].endswith("RuntimeError: no compiler")
+
+
+def test_without_a_gpu_one_line_says_so() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    done = subprocess.run([sys.executable, "-m", "bench.gpu"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, gpu.NO_GPU + "\n", "")
+
+
+def test_bad_arguments_list_the_valid_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpu.main(["--cases", "softmx"])
+    assert "unknown case 'softmx'; valid: bias_gelu," in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        gpu.main(["--budget", "soon"])
+    assert "got 'soon'" in capsys.readouterr().err
+
+
+def test_a_process_ends_with_its_share(capsys: pytest.CaptureFixture[str]) -> None:
+    sleeper = "import time; print('begun', flush=True); time.sleep(60)"
+    rc, took, lines = gpu.run_limited([sys.executable, "-c", sleeper], 1.5)
+    assert rc == 124 and took < 10
+    assert lines[0] == "begun" and "share of the budget" in lines[1]
+    assert "begun" in capsys.readouterr().out
+
+
+def test_a_partial_result_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "gpu.json"
+    Result.new("gpu", "x").with_rows([Row("rms", "eager", median_us=50.0)]).write(path)
+    assert gpu.report(path, {"rc": 0, "summary": "12 passed in 3s"}) == 0
+    out = capsys.readouterr().out
+    assert "12 passed in 3s" in out and "partial: the budget ended first" in out
+    assert gpu.report(path, {"rc": 1, "summary": "1 failed"}) == 1
+    assert Result.read(path).extra["tests"]["rc"] == 1
+    assert gpu.report(tmp_path / "none.json", {}) == 1
