@@ -3,8 +3,8 @@
 Enters: one GraphRecord per captured graph, as the passes left it. Leaves: an `Explanation`, which prints as
 
     fusec: 1 graph, 2 kernels in 3 launches, 2 library calls
-    kernel            lines               launches  bytes in  bytes out  predicted  of peak
-    add_layer_norm    model.py:31, 32            2   393 KiB    197 KiB     2.1 us     14 %
+    kernel            lines               launches  bytes in  bytes out  predicted  bandwidth
+    add_layer_norm    model.py:31, 32            2   393 KiB    197 KiB     2.1 us       14 %
       ends: aten.addmm, a library call, reads its output
     ...
                       eager      fusec
@@ -143,7 +143,7 @@ def _kernel_lines(e: Explanation, width: int) -> list[str]:
         return []
     timed = any(k.measured is not None for k in e.kernels)
     header = ["kernel", "lines", "launches", "bytes in", "bytes out", "predicted", *(["measured"] if timed else [])]
-    rows = [[*header, *(["of peak"] if e.bandwidth else [])]]
+    rows = [[*header, *(["bandwidth"] if e.bandwidth else [])]]
     for k in e.kernels:
         row = [k.name, short_lines(k.lines), str(k.launches), amount(k.bytes_in), amount(k.bytes_out)]
         row.append(duration(k.predicted))

@@ -77,7 +77,7 @@ def _header(e: Explanation) -> str:
 
 def _kernel_table(e: Explanation) -> str:
     head = "<tr><th>kernel</th><th>lines</th>" + "".join(
-        f'<th class="n">{h}</th>' for h in ("launches", "bytes in", "bytes out", "time of one", "of peak")
+        f'<th class="n">{h}</th>' for h in ("launches", "bytes in", "bytes out", "time of one", "bandwidth")
     )
     rows = []
     for i, k in enumerate(e.kernels):

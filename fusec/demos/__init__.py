@@ -1,0 +1,1 @@
+"""Real pretrained models through fusec. Enters: installed packages with weights. Leaves: printed text, files."""
