@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import logging
 import textwrap
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -60,7 +61,7 @@ _POINTER_TYPES: dict[torch.dtype, Any] = {
     torch.float8_e5m2fnuz: tl.float8e5b16,
 }  # fmt: skip
 
-Hook = Callable[[KernelSource, Sequence[Segment]], None]
+Hook = Callable[[Sequence[Segment]], None]
 
 
 class InterpretedKernel:
@@ -86,50 +87,59 @@ class InterpretedKernel:
         if 0 in grid:
             return
         notice()
-        source = self.source
-        pointers = [p.name for p in source.params if p.kind == "pointer"]
-        memory = Memory(source.name, zip(pointers, tensors, strict=True), metered=meter is not None)
-        arguments = _arguments(source, tensors, sizes, tile)
-        with _LOCK, _interpreted_language(memory, grid):
-            self._run_grid(arguments, grid)
-        if meter is not None:
-            meter(source, memory.segments)
+        params = self.source.params
+        pointers = zip([p.name for p in params if p.kind == "pointer"], tensors, strict=True)
+        values = zip([p.name for p in params if p.kind == "size"], sizes, strict=True)
+        run_grid(
+            self.source.name,
+            self.function,
+            {**dict(pointers), **dict(values)},
+            block_values(self.source, tile),
+            grid,
+            meter,
+        )
 
-    def _run_grid(self, arguments: dict[str, Any], grid: tuple[int, ...]) -> None:
-        x, y, z = (*grid, 1, 1)[:3]
+
+def run_grid(
+    name: str,
+    function: Callable[..., None],
+    arguments: Mapping[str, torch.Tensor | int | float],
+    constants: Mapping[str, Any],
+    grid: tuple[int, ...],
+    meter: Hook | None = None,
+) -> None:
+    """Run an interpreted function for every program of a grid.
+
+    arguments: tensors and numbers by parameter name. constants: `tl.constexpr` parameters.
+    VerificationError names the kernel, the program and what went wrong.
+    """
+    tensors = [(n, v) for n, v in arguments.items() if isinstance(v, torch.Tensor)]
+    memory = Memory(name, tensors, metered=meter is not None)
+    position = {n: i for i, (n, _) in enumerate(tensors)}
+    values = {
+        n: _pointer(position[n], v) if isinstance(v, torch.Tensor) else _SEMANTIC.to_tensor(v)
+        for n, v in arguments.items()
+    }
+    x, y, z = (*grid, 1, 1)[:3]
+    with _LOCK, _interpreted_language(memory, grid):
         try:
-            for i in range(x):
-                for j in range(y):
-                    for k in range(z):
-                        _BUILDER.grid_idx = (i, j, k)
-                        self.function(**arguments)
+            for i, j, k in itertools.product(range(x), range(y), range(z)):
+                _BUILDER.grid_idx = (i, j, k)
+                function(**values, **constants)
         except VerificationError:
             raise
         except Exception as error:
             where = f"program {_BUILDER.grid_idx} of grid {grid}"
-            message = f"kernel {self.source.name} failed in the interpreter, {where}: {type(error).__name__}: {error}"
+            message = f"kernel {name} failed in the interpreter, {where}: {type(error).__name__}: {error}"
             raise VerificationError(message) from error
+    if meter is not None:
+        meter(memory.segments)
 
 
-def _arguments(
-    source: KernelSource, tensors: Sequence[torch.Tensor], sizes: Sequence[int], tile: Tile
-) -> dict[str, Any]:
-    """Arguments by name: addresses in the synthetic memory, sizes as scalars, blocks as plain integers."""
-    blocks = block_values(source, tile)
-    left_sizes = iter(sizes)
-    arguments: dict[str, Any] = {}
-    position = 0
-    for param in source.params:
-        if param.kind == "pointer":
-            dtype = tl.pointer_type(_POINTER_TYPES[tensors[position].dtype])
-            address = np.array([(position + 1) << SEGMENT_BITS], dtype=np.uint64)
-            arguments[param.name] = tl.tensor(TensorHandle(address, dtype), dtype)
-            position += 1
-        elif param.kind == "size":
-            arguments[param.name] = _SEMANTIC.to_tensor(int(next(left_sizes)))
-        else:
-            arguments[param.name] = blocks[param.name]
-    return arguments
+def _pointer(position: int, tensor: torch.Tensor) -> Any:
+    """The address of a segment as a Triton pointer."""
+    dtype = tl.pointer_type(_POINTER_TYPES[tensor.dtype])
+    return tl.tensor(TensorHandle(np.array([(position + 1) << SEGMENT_BITS], dtype=np.uint64), dtype), dtype)
 
 
 @cache

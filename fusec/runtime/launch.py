@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,7 +89,9 @@ class Kernel:
         tile = tile or self.source.interpreter_tile
         meter = active_meter()
         grid = launch_grid(self.source, tile, sizes)
-        self._interpreted.launch(tensors, sizes, grid, tile, None if meter is None else meter.record)
+        self._interpreted.launch(
+            tensors, sizes, grid, tile, None if meter is None else partial(meter.record, self.name)
+        )
 
     def _load(self, index: int, arguments: Sequence[Any]) -> Launcher:
         require_cuda()

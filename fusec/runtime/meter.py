@@ -17,7 +17,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fusec.ir.kernels import KernelSource
 from fusec.runtime.memory import Segment
 
 
@@ -35,12 +34,12 @@ class Meter:
 
     launches: list[tuple[str, dict[str, Traffic]]] = field(default_factory=list)
 
-    def record(self, source: KernelSource, segments: Sequence[Segment]) -> None:
+    def record(self, kernel: str, segments: Sequence[Segment]) -> None:
         traffic = {
             s.name: Traffic(int(s.read.sum()) * s.itemsize, int(s.written.sum()) * s.itemsize, s.requested)
             for s in segments
         }
-        self.launches.append((source.name, traffic))
+        self.launches.append((kernel, traffic))
 
     def kernel(self, name: str) -> Traffic:
         """Totals of all launches of one kernel."""
