@@ -65,7 +65,12 @@ def _at_least_1d(x: Ref) -> Ref:
 
 @lowering(aten.embedding.default)
 def embedding(
-    ctx: Context, weight: Ref, indices: Ref, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
+    ctx: Context,
+    weight: Ref,
+    indices: Ref,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
 ) -> Ref:
     _require_integers(indices)
     out = ctx.result()
@@ -148,7 +153,7 @@ def _broadcast_at(index: Ref, where: Sequence[Expr]) -> tuple[IndexLike, ...]:
 
 
 def _indexed(ctx: Context, x: Ref, indices: Sequence[Ref | None], mask: Ref | None = None, fill: Number = 0) -> Ref:
-    """x[indices]; `fill` where the mask is false, and an index that is clamped instead of wrapped then."""
+    """x[indices]; with a mask, `fill` where it is false, and indices out of range are clamped."""
     out, plan = ctx.result(), _Plan(x, indices)
     with ctx.nest(out.shape) as nest:
         broadcast, where = plan.split(nest.p)
@@ -156,8 +161,9 @@ def _indexed(ctx: Context, x: Ref, indices: Sequence[Ref | None], mask: Ref | No
         for d, index in plan.indexed.items():
             value = nest.cast(nest.load(index, _broadcast_at(index, broadcast)), torch.int64)
             if mask is not None:
-                value = nest.op("maximum", nest.op("minimum", value, nest.index(x.shape[d]) - 1), 0)
-            where[d] = checked.coordinate(value, x.shape[d], wrap=mask is None)
+                size = nest.index(x.shape[d])
+                value = nest.op("maximum", nest.op("minimum", value, size - 1), nest.op("neg", size))
+            where[d] = checked.coordinate(value, x.shape[d], wrap=True)
         inside = checked.mask
         if mask is not None and inside is not None:
             inside = inside & nest.load(mask.expand(out.shape), nest.p)
@@ -210,7 +216,10 @@ def scatter_source(ctx: Context, x: Ref, dim: int, index: Ref, source: Ref) -> R
 
 @lowering(aten.index_put.default)
 def index_put(ctx: Context, x: Ref, indices: Sequence[Ref | None], values: Ref, accumulate: bool = False) -> Ref:
-    """One place a line (a key-value cache that grows by one token): out = values where the coordinates match, else x."""
+    """One place a line, as in a key-value cache that grows by a token.
+
+    out = values where the coordinates are those of the index, else x.
+    """
     plan = _Plan(x, indices)
     if accumulate or any(product(index.shape) != 1 for index in plan.indexed.values()):
         raise NotLowered("an index_put that may write a place more than once")

@@ -149,13 +149,9 @@ def group_norm(
     """Statistics over each group of c / group channels of each sample."""
     require_floating(x, weight, bias)
     each = c // group
-    grouped = x.view(
-        (n, group, each, *x.shape[2:]), lambda q: (q[0], as_expr(q[1]) * each + q[2], *q[3:])
-    )
+    grouped = x.view((n, group, each, *x.shape[2:]), lambda q: (q[0], as_expr(q[1]) * each + q[2], *q[3:]))
     mean, rstd = _moments(ctx, grouped, Split.of(grouped, range(2, grouped.ndim)), eps)
-    out = _normalize(
-        ctx, x, mean, rstd, weight, bias, lambda p: (p[0], as_expr(p[1]) // each), lambda p: (p[1],)
-    )
+    out = _normalize(ctx, x, mean, rstd, weight, bias, lambda p: (p[0], as_expr(p[1]) // each), lambda p: (p[1],))
     return out, _statistic(ctx, mean, 1), _statistic(ctx, rstd, 2)
 
 
@@ -270,6 +266,9 @@ def batch_norm(
     momentum: Number,
     eps: float,
 ) -> tuple[Ref | None, ...]:
+    if training and mean is None and var is None:
+        out, row_mean, rstd, _ = _with_batch_statistics(ctx, x, weight, bias, eps)
+        return out, _statistic(ctx, row_mean, 1), _statistic(ctx, rstd, 2), *_nothing(ctx, 3)
     if training:
         raise NotLowered("a batch norm that writes its running statistics in place")
     return _with_running_statistics(ctx, x, weight, bias, mean, var, eps), *_nothing(ctx, 1)

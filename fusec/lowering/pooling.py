@@ -154,10 +154,9 @@ class Pool:
         """n: how many dimensions are pooled. An empty stride is the kernel."""
         kernels = _per_dimension(kernel, n)
         strides = _per_dimension(stride, n) if isinstance(stride, int) or stride else kernels
-        geometry = zip(
-            _static(x.shape[-n:]), shape[-n:], kernels, strides, _per_dimension(padding, n), _per_dimension(dilation, n),
-            strict=True,
-        )  # fmt: skip
+        paddings, dilations = _per_dimension(padding, n), _per_dimension(dilation, n)
+        sizes = _static(x.shape[-n:])
+        geometry = zip(sizes, shape[-n:], kernels, strides, paddings, dilations, strict=True)
         return cls(x, tuple(shape), tuple(_fixed(*g) for g in geometry))
 
     @classmethod

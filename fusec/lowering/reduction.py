@@ -170,8 +170,9 @@ def _accumulated(ctx: Context, op: str, x: Ref, dims: Dims, dtype: torch.dtype |
     split, accumulate = Split.of(x, dims), accumulation_dtype(through)
     if not mean:
         return reduce_rows(ctx, split, op, _load_as(x, through, accumulate), accumulate, out)
+    count = _as_number(split.count)
     return reduce_rows(
-        ctx, split, op, _load_as(x, through, accumulate), accumulate, out, lambda nest, total: _divided(total, _as_number(split.count))
+        ctx, split, op, _load_as(x, through, accumulate), accumulate, out, lambda nest, total: _divided(total, count)
     )
 
 
@@ -351,7 +352,8 @@ def mean_of(ctx: Context, x: Ref, split: Split, out: Ref | None = None) -> Ref:
     dtype = compute_dtype(x.dtype)
     out = row_temporary(ctx, split, dtype, "mean") if out is None else out
     count = _as_number(split.count)
-    return reduce_rows(ctx, split, "sum", _load_as(x, x.dtype, dtype), dtype, out, lambda nest, total: _divided(total, count))
+    body = _load_as(x, x.dtype, dtype)
+    return reduce_rows(ctx, split, "sum", body, dtype, out, lambda nest, total: _divided(total, count))
 
 
 def spread_of(ctx: Context, x: Ref, split: Split, mean: Ref, out: Ref, finish: Finish) -> Ref:

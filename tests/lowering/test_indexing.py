@@ -81,7 +81,7 @@ def test_index_by_tensors(fn: object, dtype: torch.dtype) -> None:
 
 def test_index_by_smaller_integers_and_zero_dims() -> None:
     x = make((4, 5), torch.float32)
-    assert_lowered_like_eager(lambda x, i: x[i], x, torch.tensor(-2))
+    assert_lowered_like_eager(lambda x, i: aten.index.Tensor(x, [i]), x, torch.tensor(-2))
     assert_lowered_like_eager(lambda x, i: (x[i], x[:, i]), x, ints((3,), -4, 4, torch.int32))
     assert_lowered_like_eager(lambda x, i: x[i], x, torch.zeros(0, dtype=torch.int64))
 

@@ -51,5 +51,6 @@ def test_channels_last() -> None:
 
 
 def test_a_factor_of_two_is_an_index_not_arithmetic() -> None:
-    (nest,) = lower_function(lambda x: F.interpolate(x, scale_factor=2), make((1, 1, 4, 4), torch.float32), decompose=False).nodes
+    x = make((1, 1, 4, 4), torch.float32)
+    (nest,) = lower_function(lambda x: F.interpolate(x, scale_factor=2), x, decompose=False).nodes
     assert [i.op for i in nest.body] == ["load", "store"]
