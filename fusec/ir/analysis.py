@@ -102,9 +102,9 @@ def used_values(instrs: Iterable[Instr]) -> frozenset[str]:
 def eliminate_dead(instrs: Sequence[Instr]) -> tuple[Instr, ...]:
     """Without the values that reach no store.
 
-        %0 = load x[p0]
-        %1 = exp %0          ->    %0 = load x[p0]
-        store y[p0], %0            store y[p0], %0
+    %0 = load x[p0]
+    %1 = exp %0          ->    %0 = load x[p0]
+    store y[p0], %0            store y[p0], %0
     """
     needed: set[str] = set()
     kept: list[Instr] = []

@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 COMMENT_COLUMN = 60
-_SHORT = {
+SHORT_NAMES = {
     torch.float64: "f64",
     torch.float32: "f32",
     torch.float16: "f16",
@@ -55,7 +55,7 @@ _SHORT = {
 
 def dtype_name(dtype: torch.dtype) -> str:
     """`bf16` for torch.bfloat16; the name without `torch.` for a dtype that has no short one."""
-    return _SHORT.get(dtype) or str(dtype).removeprefix("torch.")
+    return SHORT_NAMES.get(dtype) or str(dtype).removeprefix("torch.")
 
 
 # -- instructions ---------------------------------------------------------------------------------

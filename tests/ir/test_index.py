@@ -83,7 +83,9 @@ def test_bounds_hold_at_every_point(both: Both) -> None:
     lo, hi = bounds(both.expr)
     assert lo is not None and hi is not None
     values = [both.value(point) for point in points()]
-    assert lo <= min(values) and max(values) <= hi, f"{both.expr} in [{min(values)}, {max(values)}], claimed [{lo}, {hi}]"
+    assert lo <= min(values) and max(values) <= hi, (
+        f"{both.expr} in [{min(values)}, {max(values)}], claimed [{lo}, {hi}]"
+    )
 
 
 @PROPERTY
