@@ -9,10 +9,11 @@ import math
 
 import torch
 
-from fusec.lowering.builder import NestBuilder, Number, Value
+from fusec.lowering.builder import NestBuilder, Value
 from fusec.lowering.context import Context
 from fusec.lowering.logic import clamp as clamp_formula
 from fusec.lowering.logic import maximum, minimum
+from fusec.lowering.numbers import Number
 from fusec.lowering.pointwise import pointwise
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import NotLowered, lowering

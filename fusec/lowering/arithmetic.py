@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from fusec.lowering.builder import NestBuilder, Number, Value
+from fusec.lowering.builder import NestBuilder, Value
 from fusec.lowering.context import Context
+from fusec.lowering.numbers import Number
 from fusec.lowering.pointwise import Formula, emit, operand, pointwise
 from fusec.lowering.promotion import Kind, common_dtype
 from fusec.lowering.ref import Ref

@@ -14,7 +14,7 @@ a Value becomes a constant of the Value's dtype.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
 import torch
@@ -22,11 +22,22 @@ import torch
 from fusec.ir.index import Expr, IndexLike, as_expr, as_int, value_symbol
 from fusec.ir.ops import OPS, OpKind, Result
 from fusec.ir.types import Access, AccessMode, Attr, Axis, AxisKind, Instr, LoopNest, Origin
+from fusec.lowering.numbers import Number, converted
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import NotLowered
 
-Number = Union[bool, int, float]
 Operand = Union["Value", bool, int, float]
+
+__all__ = [
+    "KERNEL_DTYPES",
+    "LOW_PRECISION",
+    "NestBuilder",
+    "Number",
+    "Operand",
+    "Value",
+    "check_dtype",
+    "compute_dtype",
+]
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 KERNEL_DTYPES = frozenset(
@@ -132,11 +143,11 @@ class NestBuilder:
         parallel: Sequence[IndexLike],
         reduced: Sequence[IndexLike] = (),
         origin: Origin | None = None,
-        constants: dict[str, torch.Tensor] | None = None,
+        numbers: Mapping[str, Number] | None = None,
         device: str = "cpu",
     ) -> None:
         self.name, self.origin, self.device = name, origin, device
-        self._constants = {} if constants is None else constants
+        self._numbers = {} if numbers is None else numbers
         self.parallel = tuple(Axis(f"p{i}", n) for i, n in enumerate(parallel))
         self.reduced = tuple(Axis(f"r{i}", n, AxisKind.REDUCTION) for i, n in enumerate(reduced))
         self.p: tuple[Expr, ...] = tuple(a.symbol for a in self.parallel)
@@ -148,13 +159,7 @@ class NestBuilder:
 
     def const(self, value: Number, dtype: torch.dtype) -> Value:
         """A constant. Numbers are converted to the dtype as PyTorch converts a scalar."""
-        if dtype is torch.bool:
-            value = bool(value)
-        elif dtype.is_floating_point:
-            value = float(value)
-        else:
-            value = torch.tensor(value).to(dtype).item()  # wraps and truncates
-        return self._line("const", (), dtype, attrs=(("value", value),))
+        return self._line("const", (), dtype, attrs=(("value", converted(value, dtype)),))
 
     def index(self, expr: IndexLike, dtype: torch.dtype = torch.int64) -> Value:
         """The value of an index expression, for example an arange."""
@@ -168,15 +173,14 @@ class NestBuilder:
         check_dtype(ref.dtype)
         if ref.device != self.device and (ref.ndim > 0 or ref.device != "cpu"):
             raise NotLowered(f"{ref.buffer!r} lives on {ref.device}, the kernels run on {self.device}")
-        constant = self._constants.get(ref.buffer)
-        if constant is not None and constant.dim() == 0 and ref.dtype is ref.stored:
-            return self.const(constant.item(), ref.dtype)
+        number = self._numbers.get(ref.buffer)
+        if number is not None and ref.dtype is ref.stored:
+            return self.const(number, ref.dtype)
         access = Access(ref.buffer, ref.at(where))
         if mask is None:
             value = self._line("load", (), ref.stored, access)
         else:
-            other = self._coerced(other, ref.stored)
-            value = self._line("load", (mask.name,), ref.stored, access, (("other", other),))
+            value = self._line("load", (mask.name,), ref.stored, access, (("other", converted(other, ref.stored)),))
         return value if ref.dtype is ref.stored else self._line("bitcast", (value.name,), ref.dtype)
 
     def load_f32(self, ref: Ref, where: Sequence[IndexLike], mask: Value | None = None, other: Number = 0) -> Value:
@@ -282,12 +286,6 @@ class NestBuilder:
         assert len(dtypes) == 1, f"operands of {name} must share a dtype, got {list(operands)}"
         (dtype,) = dtypes
         return [o if isinstance(o, Value) else self.const(o, dtype) for o in operands]
-
-    @staticmethod
-    def _coerced(value: Number, dtype: torch.dtype) -> Number:
-        if dtype is torch.bool:
-            return bool(value)
-        return float(value) if dtype.is_floating_point else int(value)
 
 
 def as_expr_of(value: Value, hi: IndexLike) -> Expr:

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from fusec.lowering.builder import NestBuilder, Number, Value
+from fusec.lowering.builder import NestBuilder, Value
 from fusec.lowering.context import Context
+from fusec.lowering.numbers import Number
 from fusec.lowering.pointwise import operand, pointwise
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import NotLowered, lowering
@@ -30,7 +31,8 @@ def converted(ctx: Context, x: Ref) -> Ref:
 
 @lowering(aten._to_copy)
 def to_copy(ctx: Context, x: Ref, **options: Any) -> Ref:
-    if x.device != str(ctx.meta.device):
+    number = x.device == "cpu" and x.ndim == 0  # a kernel reads it where it is
+    if x.device != str(ctx.meta.device) and not number:
         raise NotLowered(f"a copy from {x.device} to {ctx.meta.device}")
     return converted(ctx, x)
 
@@ -47,7 +49,7 @@ def device_put(ctx: Context, x: Ref, device: torch.device, non_blocking: bool = 
 
 @lowering(aten.clone, prims.clone, aten.contiguous)
 def clone(ctx: Context, x: Ref, *, memory_format: torch.memory_format | None = None) -> Ref:
-    return converted(ctx, x)
+    return x if x.buffer in ctx.numbers else converted(ctx, x)
 
 
 @lowering(aten.copy.default)

@@ -32,6 +32,7 @@ from fusec.config import Config
 from fusec.ir.index import IndexLike, as_int
 from fusec.ir.types import Buffer, Extern, ExternArg, LoopNest, Node, Origin, Role, TensorView
 from fusec.lowering.builder import NestBuilder, Value, check_dtype, compute_dtype
+from fusec.lowering.numbers import Number
 from fusec.lowering.ref import Ref, contiguous_strides
 from fusec.lowering.registry import NotLowered
 
@@ -49,6 +50,7 @@ class Context:
     buffers: dict[str, Buffer] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
+    numbers: dict[str, Number] = field(default_factory=dict)  # 0-dim constants: kernels hold them as numbers
 
     # -- what the op returns ----------------------------------------------------------------------
 
@@ -106,7 +108,7 @@ class Context:
     @contextmanager
     def nest(self, parallel: Sequence[IndexLike], reduced: Sequence[IndexLike] = ()) -> Iterator[NestBuilder]:
         """A nest over axes p0, p1, ... and r0, r1, ...; it is emitted when the block ends without an error."""
-        builder = NestBuilder(f"n{len(self.nodes)}", parallel, reduced, self.origin, self.constants, self.device)
+        builder = NestBuilder(f"n{len(self.nodes)}", parallel, reduced, self.origin, self.numbers, self.device)
         yield builder
         self.nodes.append(builder.finish())
 

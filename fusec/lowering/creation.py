@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from fusec.ir.index import IndexLike
-from fusec.lowering.builder import NestBuilder, Number, Value, compute_dtype
+from fusec.lowering.builder import NestBuilder, Value, compute_dtype
 from fusec.lowering.context import Context
+from fusec.lowering.numbers import Number
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import lowering
 

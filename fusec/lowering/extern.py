@@ -36,6 +36,7 @@ LIBRARY_NAMES = """
     lstm gru _cudnn_rnn mkldnn_rnn_layer _embedding_bag grid_sampler_2d grid_sampler_3d ctc_loss _ctc_loss
 """
 LIBRARY = frozenset(LIBRARY_NAMES.split())
+RANDOM = "random numbers from PyTorch's own generator"
 
 
 def lower_extern(ctx: Context, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str | None = None) -> Any:
@@ -45,11 +46,19 @@ def lower_extern(ctx: Context, args: tuple[Any, ...], kwargs: dict[str, Any], re
     inputs = pytree.tree_map_only(Ref, lambda x: _argument(ctx, x, x in mutated), (args, kwargs), is_leaf=_is_ref)
     outputs, value = _results(ctx, target, args)
     if reason is None:
-        name = target.overloadpacket.__name__ if isinstance(target, OpOverload) else str(target)
-        reason = "library call" if name in LIBRARY else f"no lowering for {ctx.node.target}"
+        reason = _reason(target, ctx.node.target)
     mutates = tuple(dict.fromkeys(x.buffer for x in mutated))
     ctx.extern(target, _frozen(inputs[0]), {k: _frozen(v) for k, v in inputs[1].items()}, outputs, reason, mutates)
     return value
+
+
+def _reason(target: Any, original: Any) -> str:
+    if isinstance(target, OpOverload):
+        if target.overloadpacket.__name__ in LIBRARY:
+            return "library call"
+        if torch.Tag.nondeterministic_seeded in target.tags:
+            return RANDOM
+    return f"no lowering for {original}"
 
 
 def copying_form(target: Any) -> Any:

@@ -21,11 +21,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import fx
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fusec.config import Config
 from fusec.errors import FallbackWarning, LoweringError
 from fusec.ir.index import as_int
 from fusec.ir.types import Extern, Origin, Output, Program, Role, TensorView
+from fusec.lowering.builder import KERNEL_DTYPES
 from fusec.lowering.context import Context, is_dense, sizes
 from fusec.lowering.extern import lower_extern
 from fusec.lowering.origin import describe, origin_of
@@ -111,6 +113,9 @@ class _Walk:
             hint, value.dtype, sizes(value.shape), sizes(value.stride()), str(value.device), Role.CONSTANT
         )
         self.context.constants[ref.buffer] = value
+        if value.dim() == 0 and value.dtype in KERNEL_DTYPES:
+            with _disable_current_modes():  # a fake-tensor mode of the capture may still be on
+                self.context.numbers[ref.buffer] = value.item()
         return ref
 
     # -- calls ------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
-from fusec.lowering.builder import LOW_PRECISION, NestBuilder, Number, Value, compute_dtype
+from fusec.lowering.builder import LOW_PRECISION, NestBuilder, Value, compute_dtype
 from fusec.lowering.context import Context
+from fusec.lowering.numbers import converted
 from fusec.lowering.promotion import Kind, common_dtype
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import lowering
@@ -76,10 +77,4 @@ def operand(
         return nest.cast(loaded, dtype)
     if value is None:
         return None
-    return nest.const(rounded(value, common) if rounds else value, dtype)
-
-
-def rounded(value: Number, dtype: torch.dtype) -> Number:
-    """A number as it reads back from a scalar of this dtype."""
-    result: Number = torch.tensor(value, dtype=torch.float64).to(dtype).item() if dtype in LOW_PRECISION else value
-    return result
+    return nest.const(converted(value, common) if rounds else value, dtype)

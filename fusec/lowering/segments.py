@@ -18,8 +18,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from fusec.ir.index import IndexLike, floordiv, mod
-from fusec.lowering.builder import NestBuilder, Number, Value
+from fusec.lowering.builder import NestBuilder, Value
 from fusec.lowering.context import Context, static
+from fusec.lowering.numbers import Number
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import NotLowered, lowering
 from fusec.lowering.views import unsqueezed
