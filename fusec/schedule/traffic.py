@@ -12,17 +12,19 @@ the whole buffer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from fusec.ir.analysis import instr_axes, varying
 from fusec.ir.index import Expr, as_int, bounds, evaluate, substitute, symbols_of
-from fusec.ir.ops import OPS, OpKind
 from fusec.ir.types import Axis, Buffer, Instr
+
+Points = npt.NDArray[Any]
 
 ENUMERATION_LIMIT = 1 << 22  # points; above it the count is bounded by the span of addresses
 
@@ -136,14 +138,14 @@ def _nonlinear_axes(touch: _Touch, lines: Mapping[str, Instr]) -> frozenset[str]
 
 
 def _is_data(touch: _Touch, lines: Mapping[str, Instr]) -> bool:
-    """True when the position or the mask depends on loaded data."""
+    """True when the position or the mask depends on loaded data, or on more than index arithmetic."""
     if any(s.kind == "value" and _loads(s.name, lines) for s in symbols_of(touch.index)):
         return True
     return touch.mask is not None and _loads(touch.mask, lines)
 
 
 def _loads(value: str, lines: Mapping[str, Instr]) -> bool:
-    return any(OPS[i.op].kind is OpKind.MEMORY or i.reduced_axes for i in _slice(value, lines))
+    return any(i.op not in _NUMPY and i.op not in ("const", "index", "cast") for i in _slice(value, lines))
 
 
 def _slice(value: str, lines: Mapping[str, Instr]) -> list[Instr]:
@@ -161,40 +163,61 @@ def _slice(value: str, lines: Mapping[str, Instr]) -> list[Instr]:
 
 
 def _enumerate(touches: list[_Touch], extents: Mapping[str, int], lines: Mapping[str, Instr]) -> int:
-    found: list[torch.Tensor] = []
+    found: list[Points] = []
     for touch in touches:
         order = sorted(touch.axes)
-        grid = {
-            a: torch.arange(extents[a]).reshape([-1 if i == j else 1 for j in range(len(order))])
+        env: dict[str, Any] = {
+            a: np.arange(extents[a]).reshape([-1 if i == j else 1 for j in range(len(order))])
             for i, a in enumerate(order)
         }
-        env: dict[str, Any] = dict(grid)
         for symbol in symbols_of(touch.index):
             if symbol.kind == "value":
                 _evaluate_slice(symbol.name, lines, env)
         shape = [extents[a] for a in order]
-        position = torch.as_tensor(evaluate(touch.index, env)).expand(shape)
+        position = np.broadcast_to(evaluate(touch.index, env), shape)
         if touch.mask is not None:
-            mask = _evaluate_slice(touch.mask, lines, env).expand(shape)
-            position = position[mask]
+            position = position[np.broadcast_to(_evaluate_slice(touch.mask, lines, env), shape)]
         found.append(position.reshape(-1))
-    return int(torch.unique(torch.cat(found)).numel()) if found else 0
+    return int(np.unique(np.concatenate(found)).size) if found else 0
 
 
-def _evaluate_slice(value: str, lines: Mapping[str, Instr], env: dict[str, Any]) -> torch.Tensor:
+# What index arithmetic and masks are made of. numpy, because this runs while torch traces with fake tensors.
+_NUMPY: dict[str, Callable[..., Any]] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "neg": np.negative,
+    "abs": np.abs,
+    "minimum": np.minimum,
+    "maximum": np.maximum,
+    "floordiv": np.floor_divide,
+    "mod": np.mod,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "not": np.invert,
+    "where": np.where,
+}
+
+
+def _evaluate_slice(value: str, lines: Mapping[str, Instr], env: dict[str, Any]) -> Points:
     for instr in _slice(value, lines):
         assert instr.out is not None
         if instr.op == "const":
-            env[instr.out] = torch.tensor(instr.attr("value"), dtype=instr.dtype)
+            env[instr.out] = np.asarray(instr.attr("value"))
         elif instr.op == "index":
-            env[instr.out] = torch.as_tensor(evaluate(instr.attr("expr"), env)).to(instr.dtype)
+            env[instr.out] = np.asarray(evaluate(instr.attr("expr"), env))
         elif instr.op == "cast":
-            env[instr.out] = env[instr.args[0]].to(instr.dtype)
+            env[instr.out] = env[instr.args[0]]
         else:
-            function = OPS[instr.op].evaluate
-            assert function is not None, instr.op
-            env[instr.out] = function(*(env[a] for a in instr.args))
-    result: torch.Tensor = env[value]
+            env[instr.out] = _NUMPY[instr.op](*(env[a] for a in instr.args))
+    result: Points = env[value]
     return result
 
 
