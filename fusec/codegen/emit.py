@@ -13,20 +13,21 @@ A value read once is written where it is read, while the line stays short; every
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
+from fusec.codegen.addresses import Addresses, Section
 from fusec.codegen.analysis import Analysis, Part, Region, reduced_dims
-from fusec.codegen.index import IndexPrinter
+from fusec.codegen.hints import Hints
 from fusec.codegen.names import Names
+from fusec.codegen.padding import Padding
 from fusec.codegen.reduce import accumulator_dtype, combine, finish, initial, reduce_call
-from fusec.codegen.text import AND, ATOM, MUL, Text
+from fusec.codegen.text import AND, ATOM, Text
 from fusec.codegen.tiles import Dim
 from fusec.codegen.triton import TEXT, Operand, convert, dtype_text, literal, render, stores_implicitly
-from fusec.ir.index import Atom, Expr, FloorDiv, Mod, Sym, as_int, symbols_of
+from fusec.ir.index import as_int
 from fusec.ir.kernels import DimKind, KernelPlan
 from fusec.ir.ops import identity, is_reduction
 from fusec.ir.types import Access, AccessMode, Instr
@@ -49,14 +50,6 @@ class Value:
     narrow: bool = False
 
 
-@dataclass
-class Section:
-    """Lines of one part of a phase; `defined` holds masks, indices and offsets written in it."""
-
-    lines: list[str] = field(default_factory=list)
-    defined: dict[object, str] = field(default_factory=dict)
-
-
 class Emitter:
     """Writes one kernel. Create, call `emit`, read the lines and `pointers`, `sizes`."""
 
@@ -66,25 +59,24 @@ class Emitter:
         dims: tuple[Dim, ...],
         analysis: Analysis,
         names: Names,
-        hints: Mapping[str, str],
+        hints: Hints,
+        padding: Padding,
         pointers: Mapping[str, str],
         precision: str,
     ) -> None:
         self.plan, self.dims, self.analysis, self.names = plan, dims, analysis, names
-        self.hints, self.pointers, self.precision = hints, pointers, precision
-        self.loop = next((d for d in dims if d.kind is DimKind.LOOP), None)
-        self.by_variable = {d.variable: d for d in dims}
-        self.by_name = {d.name: d for d in dims}
+        self.hints, self.kept, self.padding = hints.names, hints.kept, padding
+        self.pointers, self.precision = pointers, precision
         self.values: dict[str, Value] = {}
-        self.sizes: dict[str, str] = {}
-        self.top = Section()
-        self.section = self.top
-        self.region: Region = (0, Part.BEFORE)
-        axes = {name: expr for d in dims for name, expr in d.axis_exprs().items()}
-        axes |= {a.name: Expr(()) for a in plan.axes if a.name not in axes}
-        self.printer = IndexPrinter(axes, self._symbol, self._is_wide, self._hoisted)
-        self.flat: dict[Expr, Expr] = {}
-        self._count_addresses()
+        self.accumulators: dict[str, list[str]] = {}
+        self.addresses = Addresses(plan, dims, analysis, names, self._index_text, self._index_is_wide)
+        self.loop = self.addresses.loop
+        self.by_name = self.addresses.by_name
+        self._enter(Section(), (0, Part.BEFORE))
+
+    def _enter(self, section: Section, region: Region) -> None:
+        self.section, self.region = section, region
+        self.addresses.enter(section, region)
 
     # -- phases -----------------------------------------------------------------------------------
 
@@ -97,7 +89,7 @@ class Emitter:
             start += len(phase)
             blocks.append(self._phase(number, numbered))
         blocks = [b for b in blocks if b]
-        result = list(self.top.lines)
+        result = self.addresses.top
         for block in blocks:
             result += ["", *block] if result else block
         return result
@@ -114,13 +106,13 @@ class Emitter:
         finals = self._accumulators(parts[Part.LOOP], before)
         self._run(parts[Part.LOOP], inside, (number, Part.LOOP))
         self.names.end_loop()
-        self.section, self.region = after, (number, Part.AFTER)
+        self._enter(after, (number, Part.AFTER))
         for instr, accumulators in finals:
             self._finish(instr, accumulators)
         self._run(parts[Part.AFTER], after, (number, Part.AFTER))
         barrier = ["tl.debug_barrier()"] if self._rereads_stores(number) else []
         base = f"{self.loop.variable}_start"
-        head = f"for {base} in range(0, {self._extent(self.loop)}, {self.loop.block}):"
+        head = f"for {base} in range(0, {self.addresses.extent(self.loop)}, {self.loop.block}):"
         index = f"{self.loop.variable} = {base} + tl.arange(0, {self.loop.block}){self.loop.subscript}"
         body = ["    " + line for line in [index, *inside.lines]]
         return [*barrier, *before.lines, head, *body, *after.lines]
@@ -131,7 +123,7 @@ class Emitter:
         return any(i.access.buffer in written for i in self.plan.phases[number] if i.access and i.op == "load")
 
     def _run(self, lines: list[tuple[int, Instr]], section: Section, region: Region) -> None:
-        self.section, self.region = section, region
+        self._enter(section, region)
         for number, instr in lines:
             if instr.op == "load":
                 self._load(number, instr)
@@ -166,7 +158,7 @@ class Emitter:
     def _folds(self, instr: Instr, value: Value) -> bool:
         """True when the value's only reader, in the same region, can hold its text."""
         assert instr.out is not None
-        if self.analysis.uses[instr.out] != 1:
+        if self.analysis.uses[instr.out] != 1 or instr.out in self.kept:
             return False
         (user,) = self.analysis.users[instr.out]
         reader = self.plan.body[user]
@@ -187,6 +179,13 @@ class Emitter:
             text = Text(f"{text.wrap(ATOM)}.to(tl.int64)")
         return Operand(text, value.dtype, value.literal)
 
+    def _index_text(self, name: str) -> str:
+        return self._operand(name, narrow=True).text.wrap(ATOM)
+
+    def _index_is_wide(self, name: str) -> bool:
+        value = self.values[name]
+        return value.dtype in (torch.int64, torch.uint64) and not value.narrow
+
     def _full(self, operand: Operand) -> Operand:
         """A literal as a tensor of its dtype."""
         shape = ", ".join("1" for _ in self.dims)
@@ -198,8 +197,11 @@ class Emitter:
         operands = self._with_literals(instr, operands)
         ops = sum(self.values[a].ops for a in instr.args) + (0 if instr.op == "cast" else 1)
         source = instr.args[0] if instr.args else ""
-        if instr.op == "cast" and narrow and instr.dtype.is_floating_point:
+        if instr.op == "cast" and narrow:
             operands = [replace(o, dtype=torch.int32) for o in operands]
+        if instr.op == "cast" and self._store_converts(instr, operands[0]):
+            self._set(instr, Value(operands[0].text, instr.dtype, self.values[source].ops))
+            return
         value = Value(render(instr.op, operands, instr.dtype, self.precision), instr.dtype, ops)
         if any(len(o.text.text) > 24 for o in operands) and len(value.text.text) > MAX_LINE:
             operands = self._shortened(instr, operands, narrow)
@@ -209,6 +211,19 @@ class Emitter:
             self._name(instr, value)
         else:
             self._result(instr, value)
+
+    def _store_converts(self, instr: Instr, operand: Operand) -> bool:
+        """True when the value only goes into a buffer of its dtype, which converts in the same way."""
+        assert instr.out is not None
+        readers = [self.plan.body[k] for k in self.analysis.users[instr.out]]
+        return (
+            len(readers) == 1
+            and readers[0].op == "store"
+            and readers[0].dtype is instr.dtype
+            and readers[0].args[0] == instr.out
+            and self.analysis.regions[self.analysis.users[instr.out][0]] == self.region
+            and stores_implicitly(operand.dtype, instr.dtype)
+        )
 
     def _shortened(self, instr: Instr, operands: list[Operand], narrow: bool) -> list[Operand]:
         """Name the folded operands of a line that grew too long."""
@@ -221,7 +236,7 @@ class Emitter:
     def _takes_narrow(self, instr: Instr) -> bool:
         """Comparing an index with a 32-bit number, or with an index, or making it a float, needs no 64 bits."""
         if instr.op == "cast":
-            return instr.dtype.is_floating_point
+            return instr.dtype.is_floating_point and self.values[instr.args[0]].narrow
         if instr.op not in _COMPARISONS:
             return False
         values = [self.values[a] for a in instr.args]
@@ -247,14 +262,16 @@ class Emitter:
         return result
 
     def _index(self, instr: Instr) -> None:
-        flat = self._flatten(instr.attr("expr"))
+        flat = self.addresses.flatten(instr.attr("expr"))
         assert instr.out is not None
         constant = as_int(flat)
         if constant is not None:
             self._set(instr, Value(literal(constant, instr.dtype), instr.dtype, 0, constant))
             return
-        text = self.printer.text(flat)
-        value = Value(text, torch.int64, 0 if text.precedence == ATOM else 1, None, not self.printer.is_wide(flat))
+        text = self.addresses.printer.text(flat)
+        value = Value(
+            text, torch.int64, 0 if text.precedence == ATOM else 1, None, not self.addresses.printer.is_wide(flat)
+        )
         if text.precedence == ATOM or self._folds(instr, value):
             self._set(instr, value)
         else:
@@ -288,22 +305,25 @@ class Emitter:
             wide = accumulator_dtype(instr.op, operand.dtype)
             text = convert(operand.text, operand.dtype, wide) if not operand.is_literal else operand.text
             neutral = literal(2**63 - 1 if position else identity(instr.op, operand.dtype), wide)
-            if operand.is_literal and dim.mask is None:
+            if operand.is_literal and (dim.mask is None or instr.out in self.padding.padded):
                 text = self._full(Operand(text, wide)).text
-            if dim.mask is not None:
+            if instr.out in self.padding.padded:
+                pass
+            elif dim.mask is not None:
                 fill = literal(operand.literal, wide) if operand.is_literal else text
                 if operand.is_literal:
                     fill = self._full(Operand(fill, wide)).text
-                text = Text(f"tl.where({self._mask(frozenset({dim.name}))}, {fill.text}, {neutral.text})")
+                text = Text(f"tl.where({self.addresses.mask(frozenset({dim.name}))}, {fill.text}, {neutral.text})")
             elif dim.name not in self.analysis.varying[name] and dim.kind is not DimKind.LOOP:
-                text = Text(f"tl.broadcast_to({text.text}, {self._shape(self.analysis.varying[name] | {dim.name})})")
+                text = Text(
+                    f"tl.broadcast_to({text.text}, {self.addresses.shape(self.analysis.varying[name] | {dim.name})})"
+                )
             result.append(text)
         return result
 
     def _accumulators(self, inside: list[tuple[int, Instr]], before: Section) -> list[tuple[Instr, list[str]]]:
         """Declare the accumulators of a loop; returns each reduction with their names."""
         assert self.loop is not None
-        self.accumulators: dict[str, list[str]] = {}
         found: list[tuple[Instr, list[str]]] = []
         for _, instr in inside:
             if not is_reduction(instr.op):
@@ -314,7 +334,7 @@ class Emitter:
             if instr.op in ("argmax", "argmin"):
                 names.append(self.names.fresh(f"{self.hints[instr.out]}_at"))
             dtype = self._dtype_of(instr.args[0])
-            before.lines += initial(instr, names, self._shape(spread), dtype)
+            before.lines += initial(instr, names, self.addresses.shape(spread), dtype)
             self.accumulators[instr.out] = names
             found.append((instr, names))
         return found
@@ -335,8 +355,9 @@ class Emitter:
         arguments = [pointer]
         if mask:
             arguments.append(mask)
-            if instr.args:
-                arguments.append(literal(instr.attr("other", 0), instr.dtype).text)
+            fill = instr.attr("other", 0) if instr.args else self.padding.fills.get(instr.out)
+            if fill is not None:
+                arguments.append(literal(fill, instr.dtype).text)
         eviction = self._eviction(number, instr.access)
         if eviction:
             arguments.append(f'eviction_policy="{eviction}"')
@@ -376,17 +397,17 @@ class Emitter:
     def _address(self, instr: Instr, condition: str | None) -> tuple[str, str]:
         """(pointer text, mask text or "") of an access."""
         assert instr.access is not None
-        flat = self._flatten(instr.access.index)
-        spread = self._spread(flat)
+        flat = self.addresses.flatten(instr.access.index)
+        spread = self.addresses.spread(flat)
         name = self.pointers[instr.access.buffer]
-        pointer = name if as_int(flat) == 0 else f"{name} + {self._offset(flat)}"
+        pointer = name if as_int(flat) == 0 else f"{name} + {self.addresses.offset(flat)}"
         masked = frozenset(d for d in spread if self.by_name[d].mask is not None)
-        terms = [Text(self._mask(masked), ATOM)] if masked else []
+        terms = [Text(self.addresses.mask(masked), ATOM)] if masked else []
         if condition is not None:
             terms.append(self._operand(condition).text)
             wider = self.analysis.varying[condition] - spread
             if wider:
-                pointer = f"tl.broadcast_to({pointer}, {self._shape(spread | wider)})"
+                pointer = f"tl.broadcast_to({pointer}, {self.addresses.shape(spread | wider)})"
         mask = terms[0].text if len(terms) == 1 else " & ".join(t.wrap(AND) for t in terms)
         return pointer, mask
 
@@ -394,7 +415,7 @@ class Emitter:
         """In a looped kernel: keep what a later pass, or the next row, reads again; let go what was read last."""
         if self.loop is None or self.analysis.regions[number][1] is not Part.LOOP:
             return ""
-        spread = self._spread(self._flatten(access.index))
+        spread = self.addresses.spread(self.addresses.flatten(access.index))
         if any(d.kind is DimKind.GRID and d.name not in spread for d in self.dims):
             return "evict_last"
         same = [
@@ -404,153 +425,3 @@ class Emitter:
         if max(same) > phase:
             return "evict_last"
         return "evict_first" if min(same) < phase else ""
-
-    # -- indices and masks ------------------------------------------------------------------------
-
-    def _flatten(self, expr: Expr) -> Expr:
-        if expr not in self.flat:
-            self.flat[expr] = self.printer.flatten(expr)
-        return self.flat[expr]
-
-    def _spread(self, flat: Expr) -> frozenset[str]:
-        """Dimensions over which a flattened expression varies."""
-        found: set[str] = set()
-        for symbol in symbols_of(flat):
-            if symbol.name in self.by_variable:
-                found.add(self.by_variable[symbol.name].name)
-            elif symbol.kind == "value":
-                found |= self.analysis.varying[symbol.name]
-        return frozenset(found)
-
-    def _count_addresses(self) -> None:
-        """How often each flattened address, and each division inside one, is written."""
-        self.addresses: Counter[tuple[object, Expr]] = Counter()
-        self.divisions: Counter[Atom] = Counter()
-        for number, instr in enumerate(self.plan.body):
-            if not self.analysis.live[number]:
-                continue
-            flats = [self._flatten(e) for e in instr.index_exprs]
-            if instr.access is not None:
-                self.addresses[(self._place(flats[0], self.analysis.regions[number]), flats[0])] += 1
-            for flat in set(flats):
-                self.divisions.update(set(_divisions(flat)))
-
-    def _place(self, flat: Expr, region: Region) -> object:
-        """Where a hoisted definition lives: the loop of a phase, or the top of the kernel."""
-        varies = self.loop is not None and self.loop.name in self._spread(flat)
-        return region if varies else None
-
-    def _offset(self, flat: Expr) -> str:
-        """Text of an address, through a variable when it is long and written more than once."""
-        place = self._place(flat, self.region)
-        shared = self.addresses[(place, flat)] > 1 and not any(s.kind == "value" for s in symbols_of(flat))
-        if not shared or as_int(flat) is not None or (flat.is_simple and not self._needs_cast(flat)):
-            return self.printer.text(flat).wrap(MUL - 1)
-        return self._define(flat, place, "offset", lambda: self.printer.text(flat))
-
-    def _needs_cast(self, flat: Expr) -> bool:
-        return self.printer.is_wide(flat) and not any(self._is_wide(s) for s in symbols_of(flat))
-
-    def _hoisted(self, atom: Atom) -> str | None:
-        """The variable of `x // d` or `x % d`: one for each that more than one line needs."""
-        assert isinstance(atom, FloorDiv | Mod)
-        if self.divisions[atom] < 2 or any(s.kind == "value" for s in symbols_of(_atom_expr(atom))):
-            return None
-        flat = _atom_expr(atom)
-        place = self._place(flat, self.region)
-        hint = self._axis_hint(flat)
-        return self._define(flat, place, hint, lambda: self.printer.division(atom))
-
-    def _axis_hint(self, flat: Expr) -> str:
-        """`row_0` for the first axis of a dimension with several, `row_part` for another division of it."""
-        for dim in self.dims:
-            for position, expr in enumerate(dim.axis_exprs().values()):
-                if expr == flat:
-                    return f"{dim.variable}_{position}"
-        variables = sorted(s.name for s in symbols_of(flat) if s.name in self.by_variable)
-        return f"{variables[0] if variables else 'index'}_part"
-
-    def _define(self, key: object, place: object, hint: str, make: object) -> str:
-        """Write `name = text` once in the section where it belongs."""
-        section = self.top if place is None else self.section
-        if key in section.defined:
-            return section.defined[key]
-        assert callable(make)
-        text = make()
-        name = self.names.fresh(hint, local=place is not None)
-        section.lines.append(f"{name} = {text.text if isinstance(text, Text) else text}")
-        section.defined[key] = name
-        return name
-
-    def _mask(self, wanted: frozenset[str]) -> str:
-        """The variable that masks these dimensions."""
-        masked = [d for d in self.dims if d.name in wanted]
-        looped = any(d is self.loop for d in masked)
-        section = self.section if looped else self.top
-        if wanted in section.defined:
-            return section.defined[wanted]
-        if len(masked) > 1:
-            singles = " & ".join(self._mask(frozenset({d.name})) for d in masked)
-            name = self.names.fresh("mask", local=looped)
-            section.lines.append(f"{name} = {singles}")
-        else:
-            (dim,) = masked
-            assert dim.mask is not None
-            name = dim.mask
-            variable = self._variable(dim)
-            section.lines.append(f"{name} = {variable} < {self._extent(dim)}")
-        section.defined[wanted] = name
-        return name
-
-    def _variable(self, dim: Dim) -> str:
-        """The variable of a dimension; written at the top the first time (in a loop, at its head)."""
-        if dim.kind is DimKind.LOOP or dim.variable in self.top.defined:
-            return dim.variable
-        if dim.program is None:
-            text = f"tl.arange(0, {dim.block}){dim.subscript}"
-        else:
-            program = f"tl.program_id({dim.program})" + (".to(tl.int64)" if dim.wide else "")
-            text = f"{program} * {dim.block} + tl.arange(0, {dim.block}){dim.subscript}"
-        self.top.lines.append(f"{dim.variable} = {text}")
-        self.top.defined[dim.variable] = dim.variable
-        return dim.variable
-
-    def _extent(self, dim: Dim) -> str:
-        constant = as_int(dim.extent)
-        if constant is not None:
-            return str(constant)
-        assert isinstance(dim.extent, Expr)
-        return self.printer.text(dim.extent).text
-
-    def _symbol(self, symbol: Sym) -> str:
-        if symbol.name in self.by_variable:
-            return self._variable(self.by_variable[symbol.name])
-        if symbol.kind == "size":
-            if symbol.name not in self.sizes:
-                self.sizes[symbol.name] = self.names.fresh(symbol.name)
-            return self.sizes[symbol.name]
-        return self._operand(symbol.name, narrow=True).text.wrap(ATOM)
-
-    def _is_wide(self, symbol: Sym) -> bool:
-        if symbol.name in self.by_variable:
-            return self.by_variable[symbol.name].wide
-        if symbol.kind == "size":
-            return False
-        value = self.values[symbol.name]
-        return value.dtype in (torch.int64, torch.uint64) and not value.narrow
-
-    def _shape(self, dims: frozenset[str]) -> str:
-        return "[" + ", ".join(d.block if d.name in dims else "1" for d in self.dims) + "]"
-
-
-def _atom_expr(atom: Atom) -> Expr:
-    return Expr((((atom,), 1),))
-
-
-def _divisions(flat: Expr) -> list[Atom]:
-    """Every division in an expression, inner ones included."""
-    found: list[Atom] = []
-    for atom in flat.atoms():
-        if isinstance(atom, FloorDiv | Mod):
-            found += [atom, *_divisions(atom.num)]
-    return found

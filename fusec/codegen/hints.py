@@ -1,23 +1,26 @@
 """What a value is called: by its buffer, by its part in a known formula, by its FX node, at last by its op.
 
-    load weight                    ->  weight
-    sum(x) / 4096                  ->  mean
-    x - mean                       ->  centered
-    rsqrt(var + eps)               ->  rstd
-    the last line of aten.gelu     ->  gelu
+load weight                    ->  weight
+sum(x) / 4096                  ->  mean
+x - mean                       ->  centered
+rsqrt(var + eps)               ->  rstd
+the last line of aten.gelu     ->  gelu
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from fusec.codegen.names import clean, is_quiet, op_name
 from fusec.ir.kernels import KernelPlan
 from fusec.ir.types import Buffer, Instr, Role
 
 _REDUCTIONS = {"sum": "total", "prod": "product", "max": "largest", "min": "smallest", "any": "some", "all": "every"}
-_OPS = {"not": "inverted", "and": "both", "or": "either", "lt": "less", "gt": "greater", "eq": "equal", "where": "chosen",
+_OPS = {"not": "inverted", "and": "both", "or": "either", "lt": "below", "le": "at_most", "gt": "above", "ge": "at_least", "eq": "equal", "where": "chosen",
         "neg": "negated", "index": "position", "const": "constant", "mod": "remainder", "floordiv": "quotient"}  # fmt: skip
+_MEANS = ("mean", "var", "mean_square")
+_KEPT = (*_MEANS, "rstd")
 _ROLES = {Role.INPUT: "in", Role.OUTPUT: "out", Role.TEMPORARY: "tmp", Role.CONSTANT: "const"}
 
 
@@ -29,8 +32,16 @@ def buffer_hint(buffer: Buffer) -> str:
     return {"in": "source", "const": "constant"}.get(hint, hint)
 
 
-def value_hints(plan: KernelPlan, table: Mapping[str, Buffer]) -> dict[str, str]:
-    """A name, not yet unique, for every SSA value of the plan."""
+@dataclass(frozen=True)
+class Hints:
+    """names: for every SSA value, not yet unique. kept: values that a reader looks for, written on their own line."""
+
+    names: Mapping[str, str]
+    kept: frozenset[str]
+
+
+def value_hints(plan: KernelPlan, table: Mapping[str, Buffer]) -> Hints:
+    """Names for the SSA values of a plan."""
     last_of_node: dict[str, str] = {}
     for instr in plan.body:
         if instr.origin is not None and instr.out is not None:
@@ -50,7 +61,9 @@ def value_hints(plan: KernelPlan, table: Mapping[str, Buffer]) -> dict[str, str]
         if not hint and instr.op in ("cast", "bitcast"):
             hint = hints[instr.args[0]]
         hints[instr.out] = hint or _REDUCTIONS.get(instr.op) or _OPS.get(instr.op) or instr.op
-    return hints
+    kept = {v for v, hint in hints.items() if hint in _KEPT or by_name[v].op in _REDUCTIONS}
+    averaged = {a for v, hint in hints.items() if hint in _MEANS for a in by_name[v].args}
+    return Hints(hints, frozenset(kept - averaged))
 
 
 def _formula(instr: Instr, hints: Mapping[str, str], by_name: Mapping[str, Instr]) -> str | None:

@@ -31,6 +31,13 @@ def _in_place(atom: Atom) -> str | None:
     return None
 
 
+def _positive_first(flat: Expr) -> list[tuple[Monomial, int]]:
+    """Terms with a positive one in front: `col - 4 * row`, not `-4 * row + col`."""
+    terms = list(flat.terms)
+    first = next((k for k, (_, coefficient) in enumerate(terms) if coefficient > 0), 0)
+    return [terms[first], *terms[:first], *terms[first + 1 :]]
+
+
 @dataclass(frozen=True)
 class IndexPrinter:
     """Prints Exprs over kernel axes.
@@ -66,7 +73,7 @@ class IndexPrinter:
         result: Text | None = None
         prefix: Expr = as_expr(0)
         wide = False
-        for monomial, coefficient in flat.terms:
+        for monomial, coefficient in _positive_first(flat):
             alone = Expr(((monomial, coefficient),))
             prefix = prefix + alone
             # A term is made 64-bit where it, or the 32-bit sum up to it, may not fit.

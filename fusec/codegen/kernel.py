@@ -33,6 +33,7 @@ from fusec.codegen.emit import Emitter
 from fusec.codegen.header import header
 from fusec.codegen.hints import buffer_hint, value_hints
 from fusec.codegen.names import Names, kernel_name
+from fusec.codegen.padding import choose_padding
 from fusec.codegen.tiles import Tiling, choose_tiling
 from fusec.config import Config
 from fusec.ir.index import as_int
@@ -55,9 +56,12 @@ def generate_kernel(plan: KernelPlan, table: Mapping[str, Buffer], config: Confi
     pointers = _pointer_names(plan, table, names)
     tiling = choose_tiling(plan, variables, names)
     analysis = analyze(plan, tiling.dims)
-    emitter = Emitter(plan, tiling.dims, analysis, names, value_hints(plan, table), pointers, config.precision)
+    masked = next((d.name for d in tiling.dims if d.kind is not DimKind.GRID and d.mask is not None), None)
+    padding = choose_padding(plan, analysis, masked)
+    hints = value_hints(plan, table)
+    emitter = Emitter(plan, tiling.dims, analysis, names, hints, padding, pointers, config.precision)
     body = emitter.emit() or ["pass"]
-    params = _params(plan, table, pointers, emitter.sizes, tiling, body)
+    params = _params(plan, table, pointers, emitter.addresses.sizes, tiling, body)
     code = _function(name, params, body)
     prologue = ["import triton", "import triton.language as tl"]
     if any("device." in line for line in body):
@@ -139,7 +143,9 @@ def _function(name: str, params: tuple[Param, ...], body: list[str]) -> list[str
     arguments = [f"{p.name}: tl.constexpr" if p.kind == "block" else p.name for p in params]
     signature = f"def {name}({', '.join(arguments)}):"
     if len(signature) > _MAX_SIGNATURE:
-        signature = "\n".join([f"def {name}(", *(f"    {a}," for a in arguments), "):"])
+        joined = ", ".join(arguments)
+        inner = [f"    {joined}"] if len(joined) < _MAX_SIGNATURE else [f"    {a}," for a in arguments]
+        signature = "\n".join([f"def {name}(", *inner, "):"])
     return ["@triton.jit", signature, *(f"    {line}" if line else "" for line in body)]
 
 

@@ -17,7 +17,9 @@ import re
 from collections.abc import Iterable, Sequence
 
 # Names a kernel's text itself uses, or that would hide what it calls.
-RESERVED = frozenset({"tl", "triton", "device", "rt", "args", "call", "range", "float", *keyword.kwlist, *keyword.softkwlist})
+RESERVED = frozenset(
+    {"tl", "triton", "torch", "device", "rt", "args", "call", "range", "float", *keyword.kwlist, *keyword.softkwlist}
+)
 _GENERIC = ("weight", "bias", "running_mean", "running_var", "data", "value")
 _MAX_LENGTH = 32
 
@@ -51,6 +53,8 @@ def clean(hint: str) -> str:
     name = parts[-1]
     if name in _GENERIC and len(parts) > 1 and len(parts[-2]) + len(name) < _MAX_LENGTH:
         name = f"{parts[-2]}_{name}"
+    while len(name) > _MAX_LENGTH and "_" in name:
+        name = name.rpartition("_")[0]
     return name[:_MAX_LENGTH].strip("_")
 
 
@@ -101,9 +105,11 @@ def _compose(names: Sequence[str]) -> list[str]:
     for needed, removed, spoken in _COMPOSED:
         if needed <= set(result):
             first = min(result.index(n) for n in needed)
-            result = [n for n in result[:first] if n not in removed] + [spoken] + [
-                n for n in result[first:] if n not in removed
-            ]
+            result = (
+                [n for n in result[:first] if n not in removed]
+                + [spoken]
+                + [n for n in result[first:] if n not in removed]
+            )
     return list(dict.fromkeys(result))
 
 

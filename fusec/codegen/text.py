@@ -1,6 +1,6 @@
 """Expression text with its precedence, so that only needed parentheses are written.
 
-    infix(Text("a + b", ADD), "*", Text("c"), MUL)  ->  (a + b) * c
+infix(Text("a + b", ADD), "*", Text("c"), MUL)  ->  (a + b) * c
 """
 
 from __future__ import annotations

@@ -142,11 +142,10 @@ def convert(value: Text, source: torch.dtype, target: torch.dtype) -> Text:
         return Text(f"{value.wrap(COMPARE + 1)} != 0", COMPARE)
     if source.is_floating_point and target is torch.uint8:
         return _to(convert(value, source, torch.int64), target)  # negative values wrap, as PyTorch's conversion does
-    if source in _THROUGH_FLOAT32 and target is not torch.float32:
+    carried = source in _THROUGH_FLOAT32 or target in _THROUGH_FLOAT32
+    if carried and torch.float32 not in (source, target):
         value = _to(value, torch.float32)
-    elif target in _THROUGH_FLOAT32 and source is not torch.float32:
-        value = _to(value, torch.float32)
-    return value if source is target else _to(value, target)
+    return _to(value, target)
 
 
 def _to(value: Text, target: torch.dtype) -> Text:
@@ -204,9 +203,7 @@ def _by_dtype(
 
 def _float32_eager(exact: Render, fast: Render) -> Render:
     """The correctly rounded text for float32 in precision "eager"; float64 is exact either way."""
-    return lambda line: (
-        exact(line) if line.precision == "eager" and line.operand_dtype is torch.float32 else fast(line)
-    )
+    return lambda line: exact(line) if line.precision == "eager" and line.operand_dtype is torch.float32 else fast(line)
 
 
 def _same(line: Line) -> Text:

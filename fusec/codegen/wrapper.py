@@ -278,5 +278,3 @@ def _identifier(name: str) -> str:
     if not name.isidentifier():
         raise FusecError(f"a library call has an argument named {name!r}")
     return name
-
-

@@ -1,0 +1,221 @@
+"""Indices, addresses, masks and shapes of a kernel's text, each written once where it is first needed.
+
+Enters: the Dims, the analysis, the names. Leaves: variables, and the lines that define them:
+
+    row = tl.program_id(0) * XBLOCK + tl.arange(0, XBLOCK)[:, None]
+    col = tl.arange(0, RBLOCK)[None, :]
+    col_mask = col < 1000
+    offset = 1000 * row + col                # written more than once below
+
+What does not vary along the loop is defined at the top of the kernel, the rest at its first use inside the loop.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fusec.codegen.analysis import Analysis, Part, Region
+from fusec.codegen.index import IndexPrinter
+from fusec.codegen.names import Names
+from fusec.codegen.text import SHIFT
+from fusec.codegen.tiles import Dim
+from fusec.ir.index import Atom, Expr, FloorDiv, Mod, Sym, as_int, symbols_of
+from fusec.ir.kernels import DimKind, KernelPlan
+
+# Order of definitions at the top of a kernel.
+_VARIABLE, _DIVISION, _MASK, _OFFSET = range(4)
+
+
+@dataclass
+class Section:
+    """Lines of one part of a kernel; `defined` holds the variables of indices, masks and offsets written in it."""
+
+    lines: list[str] = field(default_factory=list)
+    defined: dict[object, str] = field(default_factory=dict)
+
+
+class Addresses:
+    """Text of indices, addresses and masks. `enter` says which section is being written.
+
+    value_text, value_wide: the variable of an SSA value used as an index, and whether it is 64-bit.
+    """
+
+    def __init__(
+        self,
+        plan: KernelPlan,
+        dims: tuple[Dim, ...],
+        analysis: Analysis,
+        names: Names,
+        value_text: Callable[[str], str],
+        value_wide: Callable[[str], bool],
+    ) -> None:
+        self.dims, self.analysis, self.names = dims, analysis, names
+        self.value_text, self.value_wide = value_text, value_wide
+        self.loop = next((d for d in dims if d.kind is DimKind.LOOP), None)
+        self.by_name = {d.name: d for d in dims}
+        self.by_variable = {d.variable: d for d in dims}
+        self.sizes: dict[str, str] = {}
+        self._top: list[tuple[int, int, str]] = []
+        self._top_defined: dict[object, str] = {}
+        self._section = Section()
+        self._region: Region = (0, Part.BEFORE)
+        self._flat: dict[Expr, Expr] = {}
+        axes = {name: expr for d in dims for name, expr in d.axis_exprs().items()}
+        axes |= {a.name: Expr(()) for a in plan.axes if a.name not in axes}
+        self.printer = IndexPrinter(axes, self._symbol, self._is_wide, self._hoisted)
+        self._count(plan)
+
+    def enter(self, section: Section, region: Region) -> None:
+        """Definitions that vary along the loop go into `section` from now on."""
+        self._section, self._region = section, region
+
+    @property
+    def top(self) -> list[str]:
+        """Definitions at the top of the kernel: indices, then their parts, masks and offsets."""
+        return [line for _, _, line in sorted(self._top, key=lambda item: item[:2])]
+
+    def flatten(self, expr: Expr) -> Expr:
+        """An expression over kernel axes as one over the tile's dimensions."""
+        if expr not in self._flat:
+            self._flat[expr] = self.printer.flatten(expr)
+        return self._flat[expr]
+
+    def spread(self, flat: Expr) -> frozenset[str]:
+        """Dimensions over which a flattened expression varies."""
+        found: set[str] = set()
+        for symbol in symbols_of(flat):
+            if symbol.name in self.by_variable:
+                found.add(self.by_variable[symbol.name].name)
+            elif symbol.kind == "value":
+                found |= self.analysis.varying[symbol.name]
+        return frozenset(found)
+
+    def shape(self, dims: frozenset[str]) -> str:
+        """A tile's shape that varies over some dimensions: "[XBLOCK, 1]"."""
+        return "[" + ", ".join(d.block if d.name in dims else "1" for d in self.dims) + "]"
+
+    def extent(self, dim: Dim) -> str:
+        constant = as_int(dim.extent)
+        if constant is not None:
+            return str(constant)
+        assert isinstance(dim.extent, Expr)
+        return self.printer.text(dim.extent).text
+
+    def offset(self, flat: Expr) -> str:
+        """Text of an address, to be added to a pointer; a variable when it is long and written more than once."""
+        place = self._place(flat, self._region)
+        text = self.printer.text(flat)
+        shared = self.addresses[(place, flat)] > 1 and not _holds_values(flat)
+        if not shared or text.text.isidentifier() or as_int(flat) is not None:
+            return text.wrap(SHIFT + 1)
+        return self._define(flat, place, _OFFSET, lambda: self._fresh("offset", place), text.text)
+
+    def mask(self, wanted: frozenset[str]) -> str:
+        """The variable that masks these dimensions."""
+        masked = [d for d in self.dims if d.name in wanted]
+        place = self._region if any(d is self.loop for d in masked) else None
+        if len(masked) > 1:
+            text = " & ".join(self.mask(frozenset({d.name})) for d in masked)
+            return self._define(wanted, place, _MASK, lambda: self._fresh("mask", place), text)
+        (dim,) = masked
+        name = dim.mask
+        assert name is not None
+        return self._define(wanted, place, _MASK, lambda: name, f"{self.variable(dim)} < {self.extent(dim)}")
+
+    def variable(self, dim: Dim) -> str:
+        """The variable of a dimension; that of the loop is written at the loop's head."""
+        if dim.kind is DimKind.LOOP or dim.variable in self._top_defined:
+            return dim.variable
+        if dim.program is None:
+            text = f"tl.arange(0, {dim.block}){dim.subscript}"
+        else:
+            program = f"tl.program_id({dim.program})" + (".to(tl.int64)" if dim.wide else "")
+            text = f"{program} * {dim.block} + tl.arange(0, {dim.block}){dim.subscript}"
+        self._top.append((_VARIABLE, dim.position, f"{dim.variable} = {text}"))
+        self._top_defined[dim.variable] = dim.variable
+        return dim.variable
+
+    # -- definitions ------------------------------------------------------------------------------
+
+    def _count(self, plan: KernelPlan) -> None:
+        """How often each flattened address, and each division inside one, is written."""
+        self.addresses: Counter[tuple[object, Expr]] = Counter()
+        self.divisions: Counter[Atom] = Counter()
+        for number, instr in enumerate(plan.body):
+            if not self.analysis.live[number]:
+                continue
+            flats = [self.flatten(e) for e in instr.index_exprs]
+            if instr.access is not None:
+                self.addresses[(self._place(flats[0], self.analysis.regions[number]), flats[0])] += 1
+            for flat in set(flats):
+                self.divisions.update(set(_divisions(flat)))
+
+    def _place(self, flat: Expr, region: Region) -> Region | None:
+        """Where a definition lives: the loop of a phase, or (None) the top of the kernel."""
+        varies = self.loop is not None and self.loop.name in self.spread(flat)
+        return region if varies else None
+
+    def _fresh(self, hint: str, place: Region | None) -> str:
+        return self.names.fresh(hint, local=place is not None)
+
+    def _define(self, key: object, place: Region | None, order: int, name: Callable[[], str], text: str) -> str:
+        """Write `name = text` once in the section where it belongs."""
+        defined = self._top_defined if place is None else self._section.defined
+        if key not in defined:
+            defined[key] = name()
+            line = f"{defined[key]} = {text}"
+            if place is None:
+                self._top.append((order, len(self._top), line))
+            else:
+                self._section.lines.append(line)
+        return defined[key]
+
+    def _hoisted(self, atom: Atom) -> str | None:
+        """The variable of `x // d` or `x % d`: one for each that more than one line needs."""
+        flat = Expr((((atom,), 1),))
+        if self.divisions[atom] < 2 or _holds_values(flat):
+            return None
+        place = self._place(flat, self._region)
+        defined = self._top_defined if place is None else self._section.defined
+        if flat in defined:
+            return defined[flat]
+        text = self.printer.division(atom).text
+        return self._define(flat, place, _DIVISION, lambda: self._fresh(self._axis_hint(flat), place), text)
+
+    def _axis_hint(self, flat: Expr) -> str:
+        """`row_0` for the first axis of a dimension with several, `row_part` for another division of it."""
+        for dim in self.dims:
+            for position, expr in enumerate(dim.axis_exprs().values()):
+                if expr == flat:
+                    return f"{dim.variable}_{position}"
+        variables = sorted(s.name for s in symbols_of(flat) if s.name in self.by_variable)
+        return f"{variables[0] if variables else 'index'}_part"
+
+    def _symbol(self, symbol: Sym) -> str:
+        if symbol.name in self.by_variable:
+            return self.variable(self.by_variable[symbol.name])
+        if symbol.kind == "size":
+            if symbol.name not in self.sizes:
+                self.sizes[symbol.name] = self.names.fresh(symbol.name)
+            return self.sizes[symbol.name]
+        return self.value_text(symbol.name)
+
+    def _is_wide(self, symbol: Sym) -> bool:
+        if symbol.name in self.by_variable:
+            return self.by_variable[symbol.name].wide
+        return symbol.kind == "value" and self.value_wide(symbol.name)
+
+
+def _holds_values(flat: Expr) -> bool:
+    return any(s.kind == "value" for s in symbols_of(flat))
+
+
+def _divisions(flat: Expr) -> list[Atom]:
+    """Every division in an expression, inner ones included."""
+    found: list[Atom] = []
+    for atom in flat.atoms():
+        if isinstance(atom, FloorDiv | Mod):
+            found += [atom, *_divisions(atom.num)]
+    return found
