@@ -31,7 +31,7 @@ Sizes = Mapping[str, int]
 
 
 def _broadcast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    result: tuple[torch.Tensor, ...] = torch.broadcast_tensors(*tensors)  # type: ignore[no-untyped-call]
+    result: tuple[torch.Tensor, ...] = torch.broadcast_tensors(*tensors)
     return result
 
 
