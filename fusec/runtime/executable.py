@@ -65,7 +65,13 @@ class Runtime:
         """The tensor itself when it has these strides, else a copy that has them."""
         if tensor.stride() == tuple(strides) or same_strides(tensor, strides):
             return tensor
-        return torch.empty_strided(shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+        copy = torch.empty_strided(shape, strides, dtype=tensor.dtype, device=tensor.device)
+        target = copy
+        for dim, (extent, stride) in enumerate(zip(shape, strides, strict=True)):
+            if extent > 1 and stride == 0:  # all points of the dimension are one place in memory, written once
+                target, tensor = target.narrow(dim, 0, 1), tensor.narrow(dim, 0, 1)
+        target.copy_(tensor)
+        return copy
 
 
 class Executable:

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 import triton.language as tl
+from triton.language.extra.cuda import libdevice
 from triton.language.semantic import TritonSemantic
 from triton.runtime.interpreter import (
     InterpretedFunction,
@@ -43,7 +44,7 @@ from fusec.ir.kernels import KernelSource, Tile
 from fusec.kernels import device
 from fusec.kernels.interpreted import device as interpreted_device
 from fusec.runtime.grid import block_values
-from fusec.runtime.memory import SEGMENT_BITS, Memory, Segment
+from fusec.runtime.memory import Memory, Segment, base_address
 from fusec.runtime.module import load_kernel
 from fusec.runtime.numpy_semantics import Builder, reduce, scan
 
@@ -139,7 +140,7 @@ def run_grid(
 def _pointer(position: int, tensor: torch.Tensor) -> Any:
     """The address of a segment as a Triton pointer."""
     dtype = tl.pointer_type(_POINTER_TYPES[tensor.dtype])
-    return tl.tensor(TensorHandle(np.array([(position + 1) << SEGMENT_BITS], dtype=np.uint64), dtype), dtype)
+    return tl.tensor(TensorHandle(np.array([base_address(position)], dtype=np.uint64), dtype), dtype)
 
 
 @cache
@@ -190,7 +191,7 @@ def _changes() -> tuple[tuple[Any, str, Any, Any], ...]:
         change(module, "reduce", reduce)
         change(module, "associative_scan", scan)
     change(tl.tensor, "__index__", lambda self: self.handle.data.item())
-    for target in (tl, tl.core, tl.tensor, tl.math, tl.core.tensor_descriptor_base):
+    for target in (tl, tl.core, tl.tensor, tl.math, tl.core.tensor_descriptor_base, libdevice):
         for name, member in inspect.getmembers(target, tl.core.is_builtin):
             change(target, name, _bound_builtin(member))
     originals = {(id(o), n): vars(o).get(n, _ABSENT) for o, n in _core_names()}

@@ -5,8 +5,9 @@ Enters: one CPU tensor per pointer parameter. Leaves: NumPy loads and stores at 
     segment 1: x    0x0000_0100_0000_0000 ..  + 4 * 4096 bytes
     segment 2: out  0x0000_0200_0000_0000 ..
 
-Parameter i starts at (i + 1) << 40, so an address names its parameter even when two parameters share storage, an
-access outside a tensor is an error that names it instead of a crash, and a meter counts per parameter exactly.
+Parameters are 2**40 bytes apart, so an address names the nearest one even when two share storage or an index is
+negative; an access outside a tensor is an error that names it instead of a crash, and a meter counts per parameter
+exactly.
 """
 
 from __future__ import annotations
@@ -19,10 +20,15 @@ import torch
 
 from fusec.errors import VerificationError
 
-SEGMENT_BITS = 40
+_SEGMENT_BITS = 40
 
 _INTEGER_VIEW = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _NO_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+
+
+def base_address(position: int) -> int:
+    """Address of the first element of the pointer parameter at `position`."""
+    return (position + 1) << _SEGMENT_BITS
 
 
 class Segment:
@@ -30,9 +36,9 @@ class Segment:
 
     def __init__(self, name: str, tensor: torch.Tensor, position: int) -> None:
         self.name = name
-        self.base = np.uint64((position + 1) << SEGMENT_BITS)
+        self.base = np.uint64(base_address(position))
         self.itemsize = tensor.element_size()
-        self.shift = np.uint64(self.itemsize.bit_length() - 1)
+        self.shift = np.int64(self.itemsize.bit_length() - 1)
         self.count = span(tensor)
         self.flat = flat_array(tensor, self.count)
         self._views: dict[Any, Any] = {}
@@ -117,19 +123,19 @@ class Memory:
         return segment, index, value
 
     def _locate(self, pointers: Any, verb: str) -> tuple[Segment, Any]:
-        position = (int(pointers.flat[0]) >> SEGMENT_BITS) - 1
+        position = ((int(pointers.flat[0]) + (1 << (_SEGMENT_BITS - 1))) >> _SEGMENT_BITS) - 1
         if not 0 <= position < len(self.segments):
             raise VerificationError(f"kernel {self.kernel}: {verb} at an address that belongs to no parameter")
         segment = self.segments[position]
-        index = pointers - segment.base
+        index = (pointers - segment.base).view(np.int64)
         index >>= segment.shift
-        if index.max() >= segment.count:
-            signed = index.view(np.int64)
-            worst = int(signed.min()) if int(signed.min()) < 0 else int(signed.max())
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= segment.count:
+            worst = low if low < 0 else high
             raise VerificationError(
                 f"kernel {self.kernel}: {verb} of {segment.name}[{worst}], which has {segment.count} elements"
             )
-        return segment, index.view(np.int64)
+        return segment, index
 
 
 def span(tensor: torch.Tensor) -> int:

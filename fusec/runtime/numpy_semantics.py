@@ -85,6 +85,9 @@ class Builder(InterpreterBuilder):  # type: ignore[misc]
     def create_get_program_id(self, axis: int) -> TensorHandle:
         return TensorHandle(np.array([self.grid_idx[axis]], dtype=np.int32), tl.int32)
 
+    def get_bf16(self, value: float) -> TensorHandle:
+        return TensorHandle(convert_float(np.array([value], dtype=np.float32), tl.float32, tl.bfloat16), tl.bfloat16)
+
     # memory
 
     def create_load(self, ptr: Any, *_: Any) -> TensorHandle:
