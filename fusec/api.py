@@ -21,6 +21,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import torch
@@ -37,14 +38,29 @@ from fusec.capture.dynamo import (
     failed_at_the_start,
     graph_break_reason,
 )
+from fusec.capture.fake import on_fake_cuda
 from fusec.config import Config
 from fusec.errors import ConfigError, FusecError
 from fusec.inspect.explain import Explanation
+from fusec.inspect.replay import Replay, replay_graph
 from fusec.pipeline import CompiledGraph, Fallback, Stats, compile_graph
+from fusec.runtime.archive import Archive, load_archive, save_archive
+from fusec.runtime.launch import Kernel
 from fusec.runtime.target import require_cuda
 from fusec.schedule.cost import device_model
 
-__all__ = ["Backend", "compile", "dynamo_backend", "explain", "reset", "stats"]
+__all__ = [
+    "Backend",
+    "Precompiled",
+    "compile",
+    "dynamo_backend",
+    "explain",
+    "load",
+    "precompile",
+    "replay",
+    "reset",
+    "stats",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -57,16 +73,20 @@ VERSION_LIMIT = 64  # tuples of sizes compiled for one symbolic graph, unless re
 class Backend:
     """A torch.compile backend: `backend(gm, inputs, *, mode=None, options=None)`.
 
-    config: None reads the environment at each compilation.
-    graphs: every graph compiled since the last reset, kept only when `keep` is set (for `explain`).
+    config:   None reads the environment at each compilation.
+    stats:    what it counts into; None is what `fusec.stats()` shows.
+    on_graph: sees each graph when it is compiled, and returns what is called in its place.
     """
 
     def __init__(
-        self, config: Config | None = None, name: str = "graph", stats: Stats | None = None, keep: bool = False
+        self,
+        config: Config | None = None,
+        name: str = "graph",
+        stats: Stats | None = None,
+        on_graph: Callable[[CompiledGraph], Callable[..., Any]] | None = None,
     ) -> None:
-        self.config, self.name, self.keep = config, name, keep
+        self.config, self.name, self.on_graph = config, name, on_graph
         self.stats = _STATS if stats is None else stats
-        self.graphs: list[CompiledGraph] = []
         self.lock = threading.Lock()
         self.count = 0
         self.__name__ = "fusec"
@@ -100,9 +120,8 @@ class Backend:
             return self._run_eagerly(gm, error, config)
 
     def reset(self) -> None:
-        """Called by torch.compiler.reset(): the graphs it knew are gone."""
+        """Called by torch.compiler.reset(): its graphs are gone, their names free."""
         with self.lock:
-            self.graphs.clear()
             self.count = 0
 
     def _count(self, gm: GraphModule) -> None:
@@ -137,7 +156,7 @@ class _GraphCompiler:
         self.owner, self.config = owner, config
         self.versions: Counter[str] = Counter()
 
-    def __call__(self, graph: CapturedGraph) -> CompiledGraph:
+    def __call__(self, graph: CapturedGraph) -> Callable[..., Any]:
         owner, version = self.owner, self.versions[graph.kind]
         self.versions[graph.kind] += 1
         if version:
@@ -145,9 +164,7 @@ class _GraphCompiler:
                 owner.stats.recompiles += 1
             graph = replace(graph, name=f"{graph.name}_v{version}")
         compiled = compile_graph(graph, self.config, owner.stats)
-        if owner.keep:
-            owner.graphs.append(compiled)
-        return compiled
+        return compiled if owner.on_graph is None else owner.on_graph(compiled)
 
 
 _STATS = Stats()
@@ -243,8 +260,10 @@ def _compile(fn: Any, config: Config, name: str | None, disable: bool = False) -
 
 def _compile_with(fn: Any, using: Backend, config: Config, name: str | None) -> Any:
     """torch.compile with this backend, and with the user's own errors as eager mode raises them."""
-    extra = {"recompile_limit": config.recompile_limit} if config.recompile_limit and _takes_recompile_limit() else {}
-    compiled = torch.compile(fn, backend=using, fullgraph=config.fullgraph, dynamic=config.dynamic, **extra)
+    settings: dict[str, Any] = {"backend": using, "fullgraph": config.fullgraph, "dynamic": config.dynamic}
+    if config.recompile_limit is not None and _takes_recompile_limit():
+        settings["recompile_limit"] = config.recompile_limit
+    compiled: Any = torch.compile(fn, **settings)
     if isinstance(compiled, OptimizedModule):
         compiled.__class__ = CompiledModule
         object.__setattr__(compiled, "_fusec", (config, name, using.stats))
@@ -262,7 +281,7 @@ def _compile_with(fn: Any, using: Backend, config: Config, name: str | None) -> 
     return call
 
 
-class CompiledModule(OptimizedModule):  # type: ignore[misc]
+class CompiledModule(OptimizedModule):
     """What compiling a module gives: torch's OptimizedModule, pickled as the module and how to compile it."""
 
     _opt_mod_attributes = OptimizedModule._opt_mod_attributes | {"_fusec"}
@@ -366,12 +385,59 @@ def explain(fn: Callable[..., Any], **options: Any) -> Callable[..., Explanation
     _check_target(config)
 
     def run(*args: Any, **kwargs: Any) -> Explanation:
-        counted = Stats()
-        using = Backend(config, _identifier(name or _name_of(original)), counted, keep=True)
-        _compile_with(original, using, config, name)(*args, **kwargs)
-        return _explanation(using)
+        counted, graphs = Stats(), list[CompiledGraph]()
+
+        def keep(compiled: CompiledGraph) -> CompiledGraph:
+            graphs.append(compiled)
+            return compiled
+
+        _run_watched(original, config, name, counted, keep, args, kwargs)
+        return _explanation(graphs, counted)
 
     return run
+
+
+def replay(fn: Callable[..., Any], **options: Any) -> Callable[..., Replay]:
+    """`fusec.replay(fn)(*args)` runs fn once, each kernel beside eager mode, and returns what differs.
+
+    The result is true when everything agrees; printed, it shows the first value that differs, inside fused kernels
+    too. fn and options: as `explain`.
+    """
+    original, config, name = _original(fn)
+    config = _updated(config, options)
+    _check_target(config)
+
+    def run(*args: Any, **kwargs: Any) -> Replay:
+        found: list[Replay] = []
+
+        def watch(compiled: CompiledGraph) -> Callable[..., Any]:
+            def call(*inputs: Any) -> Sequence[Any]:
+                if compiled.record is not None and compiled.executable is not None:
+                    found.append(replay_graph(compiled.record, compiled.executable, inputs))
+                return compiled(*inputs)
+
+            return call
+
+        _run_watched(original, config, name, Stats(), watch, args, kwargs)
+        launches, values, buffers = (sum(getattr(r, n) for r in found) for n in ("launches", "values", "buffers"))
+        differences = tuple(d for r in found for d in r.differences)
+        return Replay(name or _name_of(original), launches, values, buffers, differences)
+
+    return run
+
+
+def _run_watched(
+    fn: Callable[..., Any],
+    config: Config,
+    name: str | None,
+    counted: Stats,
+    on_graph: Callable[[CompiledGraph], Callable[..., Any]],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> None:
+    """Call fn once, compiled by a backend of its own, so that the program's own compiled versions stay as they are."""
+    using = Backend(config, _identifier(name or _name_of(fn)), counted, on_graph)
+    _compile_with(fn, using, config, name)(*args, **kwargs)
 
 
 def _original(fn: Any) -> tuple[Any, Config, str | None]:
@@ -387,18 +453,17 @@ def _original(fn: Any) -> tuple[Any, Config, str | None]:
     return fn, Config.from_environment(), None
 
 
-def _explanation(using: Backend) -> Explanation:
-    records = tuple(replace(g.record, calls=g.calls) for g in using.graphs if g.record is not None)
-    executables = [g.executable for g in using.graphs if g.executable is not None]
-    device = executables[0].target.device if executables else "cpu"
-    target = executables[0].target.names[0] if executables and executables[0].target.names else None
-    counted = using.stats
+def _explanation(graphs: Sequence[CompiledGraph], counted: Stats) -> Explanation:
+    records = tuple(replace(g.record, calls=g.calls) for g in graphs if g.record is not None)
+    targets = [g.executable.target for g in graphs if g.executable is not None]
+    device = targets[0].device if targets else "cpu"
+    arch = targets[0].names[0] if targets and targets[0].names else None
     return Explanation(
         records,
         tuple(str(f) for f in counted.fallbacks),
         tuple(counted.graph_breaks),
         _device_name(device),
-        device_model(target).bandwidth,
+        device_model(arch).bandwidth,
     )
 
 
@@ -406,3 +471,72 @@ def _device_name(device: str) -> str:
     if device == "cuda" and torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     return "CPU tensors, in Triton's interpreter" if device == "cpu" else device
+
+
+# -- ahead of time --------------------------------------------------------------------------------
+
+
+class Precompiled:
+    """Kernels compiled for a target, with no GPU needed. `save(path)` writes what `fusec.load(path)` reads.
+
+    explanation: what was captured, fused and generated.
+    kernels:     distinct compiled kernels; `.source.text`, `.artifacts[90].registers`, `.artifacts[90].cubin`.
+    """
+
+    def __init__(self, target: str, explanation: Explanation, kernels: Sequence[Kernel]) -> None:
+        self.target, self.explanation, self.kernels = target, explanation, tuple(kernels)
+
+    def save(self, path: str | Path) -> Archive:
+        """Write kernels and a manifest into a folder; JSON and machine code, nothing that runs when it is read."""
+        return save_archive(path, self.kernels)
+
+    def __str__(self) -> str:
+        return f"{len(self.kernels)} kernels for {self.target}\n{self.explanation}"
+
+
+def precompile(
+    fn: Callable[..., Any],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    target: str,
+    path: str | Path | None = None,
+    **options: Any,
+) -> Precompiled:
+    """Compile fn for CUDA tensors like these arguments, on a machine that needs no GPU. Inference only.
+
+    args, kwargs: example arguments; only shapes, strides and dtypes count, and they may be on any device.
+    target:       an architecture such as "sm_90".      path: a folder to save to.      options: as `compile`.
+
+    FusecError where a graph cannot be compiled, unless `strict=False`.
+    """
+    if not isinstance(target, str) or not target.startswith("sm_"):
+        raise ConfigError(f'precompile needs an architecture such as "sm_90", got {target!r}')
+    original, config, name = _original(fn)
+    config = _updated(config, {"strict": True, **options, "target": target})
+    moved, (fake_args, fake_kwargs), mode = on_fake_cuda(original, (tuple(args), dict(kwargs or {})))
+    counted, graphs = Stats(), list[CompiledGraph]()
+
+    def keep(compiled: CompiledGraph) -> Callable[..., Any]:
+        graphs.append(compiled)
+        return compiled.graph.graph_module.forward  # on fake tensors: shapes for what follows
+
+    with mode, torch.no_grad():
+        _run_watched(moved, config, name, counted, keep, fake_args, fake_kwargs)
+    for graph in graphs:
+        graph.calls = 1
+    executables = [g.executable for g in graphs if g.executable is not None]
+    kernels = dict.fromkeys(k for e in executables for k in e.kernels)
+    made = Precompiled(target, _explanation(graphs, counted), tuple(kernels))
+    if path is not None:
+        made.save(path)
+    return made
+
+
+def load(path: str | Path) -> Archive:
+    """Take kernels saved by `precompile` into this machine's kernel cache: compiling the same function with the same
+    shapes then builds nothing. Returns what was loaded.
+
+    FileNotFoundError: nothing was saved there. BuildError: it is damaged.
+    """
+    return load_archive(path, Config.from_environment())

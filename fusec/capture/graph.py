@@ -56,13 +56,15 @@ def readable_name(source: str) -> str:
     """Dynamo's source expression as a reader would write it.
 
     "L['self']._modules['encoder']._modules['0']._parameters['weight']" -> "encoder.0.weight"
-    "L['x']" -> "x"      "L['batch']['ids']" -> "batch.ids"      "L['xs'][1]" -> "xs.1"
+    "L['x']" -> "x"      "L['batch']['ids']" -> "batch.ids"      "L['xs'][1]" -> "xs.1"      "L['args'][0]" -> "input"
     """
     tokens = [next(t for t in match if t) for match in _TOKEN.findall(source) if any(match)]
     in_module = any(t in _CONTAINERS for t in tokens)
     if in_module and len(tokens) > 1:
         tokens = tokens[1:]  # the module itself: `self`
     parts = [t for t in tokens if t not in _CONTAINERS]
+    if parts[:1] == ["args"] and len(parts) == 2:  # Dynamo's own frame around a library module
+        return "input" if parts[1] == "0" else f"input_{parts[1]}"
     return ".".join(parts) or source
 
 

@@ -22,6 +22,8 @@ from fusec.capture.graph import CapturedGraph, is_symbolic, readable_name, trim_
         ("L['xs'][1]", "xs.1"),
         ("L['state'].mean", "state.mean"),
         ("G['scale']", "scale"),
+        ("L['args'][0]", "input"),
+        ("L['args'][1]", "input_1"),
         ("weird", "weird"),
     ],
 )
