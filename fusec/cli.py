@@ -26,7 +26,8 @@ from fusec.api import explain
 from fusec.config import Config
 from fusec.demos import crepe, minilm, smollm2
 from fusec.errors import FusecError
-from fusec.inspect.rows import amount, table
+from fusec.inspect.rows import table
+from fusec.ir.printer import format_bytes
 from fusec.runtime.build import versions
 from fusec.runtime.cache import CacheError, cache_directory, clear, usage
 
@@ -168,7 +169,7 @@ def _cache(given: argparse.Namespace) -> None:
         print(f"removed {clear(directory)} entries from {directory}")
         return
     entries, size = usage(directory)
-    print(f"{directory}: {entries} entries, {amount(size)}")
+    print(f"{directory}: {entries} entries, {format_bytes(size)}")
 
 
 def _doctor(given: argparse.Namespace) -> None:
@@ -198,7 +199,7 @@ def _gpus() -> str:
     found = []
     for i in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(i)
-        found.append(f"{p.name} (sm_{p.major}{p.minor}, {amount(p.total_memory)})")
+        found.append(f"{p.name} (sm_{p.major}{p.minor}, {format_bytes(p.total_memory)})")
     return ", ".join(found)
 
 
@@ -208,4 +209,4 @@ def _cache_state(directory: Path) -> str:
     except (CacheError, OSError) as error:
         return f"cannot be used: {error}"
     beside = next(p for p in (directory, *directory.parents) if p.exists())
-    return f"{directory}: {entries} entries, {amount(size)}; {amount(shutil.disk_usage(beside).free)} free"
+    return f"{directory}: {entries} entries, {format_bytes(size)}; {format_bytes(shutil.disk_usage(beside).free)} free"

@@ -4,12 +4,12 @@ Enters: one GraphRecord per captured graph, as the passes left it. Leaves: an `E
 
     fusec: 1 graph, 2 kernels in 3 launches, 2 library calls
     kernel            lines               launches  bytes in  bytes out  predicted  bandwidth
-    add_layer_norm    model.py:31, 32            2   393 KiB    197 KiB     2.1 us       14 %
+    add_layer_norm    model.py:31, 32            2  393.2 KB   196.6 KB     2.1 us       14 %
       ends: aten.addmm, a library call, reads its output
     ...
                       eager      fusec
     launches             11          5
-    bytes moved     9.4 MiB    4.1 MiB
+    bytes moved      9.4 MB     4.1 MB
 
 Launches, bytes in and bytes out are for all launches of a row; the time is of one launch.
 """
@@ -29,7 +29,6 @@ from fusec.inspect.rows import (
     ExternRow,
     GraphRecord,
     KernelRow,
-    amount,
     duration,
     extern_rows,
     kernel_rows,
@@ -38,6 +37,7 @@ from fusec.inspect.rows import (
     table,
 )
 from fusec.ir.kernels import FusionDecision, Schedule
+from fusec.ir.printer import format_bytes
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -145,7 +145,7 @@ def _kernel_lines(e: Explanation, width: int) -> list[str]:
     header = ["kernel", "lines", "launches", "bytes in", "bytes out", "predicted", *(["measured"] if timed else [])]
     rows = [[*header, *(["bandwidth"] if e.bandwidth else [])]]
     for k in e.kernels:
-        row = [k.name, short_lines(k.lines), str(k.launches), amount(k.bytes_in), amount(k.bytes_out)]
+        row = [k.name, short_lines(k.lines), str(k.launches), format_bytes(k.bytes_in), format_bytes(k.bytes_out)]
         row.append(duration(k.predicted))
         if timed:
             row.append("" if k.measured is None else duration(k.measured))
@@ -165,7 +165,7 @@ def _kernel_lines(e: Explanation, width: int) -> list[str]:
 def _extern_lines(externs: Sequence[ExternRow]) -> list[str]:
     rows = [["library call", "lines", "calls", "bytes in", "bytes out", "why it is kept"]]
     rows += [
-        [x.target, short_lines(x.lines), str(x.calls), amount(x.bytes_in), amount(x.bytes_out), x.reason]
+        [x.target, short_lines(x.lines), str(x.calls), format_bytes(x.bytes_in), format_bytes(x.bytes_out), x.reason]
         for x in externs
     ]
     widths = [max(len(r[i]) for r in rows) for i in range(5)]
@@ -183,7 +183,7 @@ def _total_lines(e: Explanation) -> list[str]:
         [
             ["", "eager", "fusec"],
             ["launches", str(e.eager.launches), str(e.fused.launches)],
-            ["bytes moved", amount(e.eager.bytes), amount(e.fused.bytes)],
-            ["peak memory", amount(e.eager.peak), amount(e.fused.peak)],
+            ["bytes moved", format_bytes(e.eager.bytes), format_bytes(e.fused.bytes)],
+            ["peak memory", format_bytes(e.eager.peak), format_bytes(e.fused.peak)],
         ]
     )

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusec.inspect.drawing import Arrow, Box, draw
-from fusec.inspect.rows import ExternRow, GraphRecord, KernelRow, amount, duration, plural, short_lines
+from fusec.inspect.rows import ExternRow, GraphRecord, KernelRow, duration, plural, short_lines
 from fusec.ir.kernels import FusionDecision, KernelPlan
+from fusec.ir.printer import format_bytes
 from fusec.ir.types import Role, TensorView
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ def _header(e: Explanation) -> str:
     launches = sum(k.launches for k in e.kernels)
     cards = [
         ("launches", str(e.fused.launches), str(e.eager.launches)),
-        ("bytes moved", amount(e.fused.bytes), amount(e.eager.bytes)),
-        ("peak memory", amount(e.fused.peak), amount(e.eager.peak)),
+        ("bytes moved", format_bytes(e.fused.bytes), format_bytes(e.eager.bytes)),
+        ("peak memory", format_bytes(e.fused.peak), format_bytes(e.eager.peak)),
     ]
     text = "".join(
         f'<div class="card"><div class="dim">{name}</div><b>{now}</b> <span class="was">eager {was}</span></div>'
@@ -85,8 +86,8 @@ def _kernel_table(e: Explanation) -> str:
         time = f"{duration(k.predicted)} predicted" if k.measured is None else f"{duration(k.measured)} measured"
         cells = (
             str(k.launches),
-            amount(k.bytes_in),
-            amount(k.bytes_out),
+            format_bytes(k.bytes_in),
+            format_bytes(k.bytes_out),
             time,
             f"{100 * share:.0f} %" if share else "",
         )
@@ -100,16 +101,16 @@ def _kernel_table(e: Explanation) -> str:
 
 
 def _extern_table(externs: Sequence[ExternRow]) -> str:
-    rows = "".join(
-        f'<tr><td class="mono">{escape(x.target)}</td><td class="mono">{escape(short_lines(x.lines, 6))}</td>'
-        f'<td class="n">{x.calls}</td><td class="n">{amount(x.bytes_in)}</td><td class="n">{amount(x.bytes_out)}</td>'
-        f"<td>{escape(x.reason)}</td></tr>"
-        for x in externs
-    )
-    head = (
-        '<tr><th>op</th><th>lines</th><th class="n">calls</th><th class="n">bytes in</th><th class="n">bytes out</th>'
-    )
-    return f"<table>{head}<th>why it is kept</th></tr>{rows}</table>"
+    rows = []
+    for x in externs:
+        numbers = (str(x.calls), format_bytes(x.bytes_in), format_bytes(x.bytes_out))
+        rows.append(
+            f'<tr><td class="mono">{escape(x.target)}</td><td class="mono">{escape(short_lines(x.lines, 6))}</td>'
+            + "".join(f'<td class="n">{n}</td>' for n in numbers)
+            + f"<td>{escape(x.reason)}</td></tr>"
+        )
+    heads = "".join(f'<th class="n">{h}</th>' for h in ("calls", "bytes in", "bytes out"))
+    return f"<table><tr><th>op</th><th>lines</th>{heads}<th>why it is kept</th></tr>{''.join(rows)}</table>"
 
 
 def _kernel_details(k: KernelRow, anchor: str) -> str:
@@ -147,7 +148,7 @@ def _decision_tables(records: Iterable[GraphRecord]) -> str:
 
 def _decision_row(d: FusionDecision) -> str:
     verdict = '<span class="yes">fused</span>' if d.accepted else '<span class="no">apart</span>'
-    saved = amount(d.bytes_saved) if d.bytes_saved else ""
+    saved = format_bytes(d.bytes_saved) if d.bytes_saved else ""
     return (
         f'<tr><td class="mono">{escape(d.producer)}</td><td class="mono">{escape(d.consumer)}</td>'
         f'<td>{verdict}</td><td>{escape(d.reason)}</td><td class="n">{saved}</td></tr>'

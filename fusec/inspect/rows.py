@@ -7,6 +7,7 @@ Enters: one GraphRecord per captured graph, as the passes left it. Leaves: Kerne
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from fusec.inspect.eager import extern_bytes
 from fusec.ir.kernels import BufferPlan, KernelPlan, KernelSource, Schedule
 from fusec.ir.types import Extern, Origin, Program
 
-__all__ = ["ExternRow", "GraphRecord", "KernelRow", "amount", "duration", "extern_rows", "kernel_rows", "table"]
+__all__ = ["ExternRow", "GraphRecord", "KernelRow", "duration", "extern_rows", "kernel_rows", "table"]
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,9 @@ class GraphRecord:
 
 @dataclass(frozen=True)
 class KernelRow:
-    """One distinct kernel and all its launches."""
+    """One distinct kernel and all its launches. name: the kernel's, numbered where two share it."""
 
+    name: str
     plan: KernelPlan  # of the first launch
     source_info: KernelSource
     launches: int
@@ -66,10 +68,6 @@ class KernelRow:
     predicted: float
     measured: float | None
     resources: Mapping[str, int]
-
-    @property
-    def name(self) -> str:
-        return self.source_info.name
 
     @property
     def source(self) -> str:
@@ -104,7 +102,14 @@ def kernel_rows(records: Iterable[GraphRecord]) -> tuple[KernelRow, ...]:
     for record in records:
         for plan in record.plans:
             groups.setdefault(record.sources[plan.name].cache_key, []).append((record, plan))
-    return tuple(_kernel_row(members) for members in groups.values())
+    taken: Counter[str] = Counter()
+    rows = []
+    for members in groups.values():
+        record, plan = members[0]
+        name = record.sources[plan.name].name
+        taken[name] += 1
+        rows.append(_kernel_row(name if taken[name] == 1 else f"{name}_{taken[name]}", members))
+    return tuple(rows)
 
 
 def extern_rows(records: Iterable[GraphRecord]) -> tuple[ExternRow, ...]:
@@ -116,12 +121,13 @@ def extern_rows(records: Iterable[GraphRecord]) -> tuple[ExternRow, ...]:
     return tuple(_extern_row(target, members) for target, members in groups.items())
 
 
-def _kernel_row(members: Sequence[tuple[GraphRecord, KernelPlan]]) -> KernelRow:
+def _kernel_row(name: str, members: Sequence[tuple[GraphRecord, KernelPlan]]) -> KernelRow:
     record, plan = members[0]
     source = record.sources[plan.name]
     origins = tuple(dict.fromkeys(o for _, p in members for o in p.origins))
     times = [r.measured[p.name] for r, p in members if p.name in r.measured]
     return KernelRow(
+        name=name,
         plan=plan,
         source_info=source,
         launches=sum(r.calls for r, _ in members),
@@ -165,15 +171,6 @@ def short_lines(lines: Sequence[str], limit: int = 4) -> str:
         parts.append(number if file == last else text)
         last = file
     return ", ".join(parts) + (", ..." if len(lines) > limit else "")
-
-
-def amount(count: float) -> str:
-    """Bytes for people: 1536 -> "1.5 KiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024 or unit == "GiB":
-            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}" if count < 1000 else f"{count:.0f} {unit}"
-        count /= 1024
-    raise AssertionError
 
 
 def duration(seconds: float) -> str:

@@ -15,7 +15,7 @@ from fusec.capture.dynamo import backend
 from fusec.inspect.drawing import Arrow, Box, draw, layers_of
 from fusec.inspect.eager import Totals, eager_calls, eager_totals
 from fusec.inspect.explain import Explanation
-from fusec.inspect.rows import amount, duration, short_lines
+from fusec.inspect.rows import duration, short_lines
 from tests.inspect.samples import TEXT, record
 
 
@@ -48,6 +48,13 @@ def test_identical_kernels_share_a_row_and_calls_multiply() -> None:
     assert (row.launches, row.bytes_in, row.bytes_out) == (4, 4 * 204, 4 * 204)
     assert e.fused.launches == 8
     assert row.source == TEXT
+
+
+def test_kernels_of_one_name_are_numbered() -> None:
+    other = record()
+    (source,) = other.sources.values()
+    other = replace(other, sources={"scale_rows": replace(source, cache_key="1" * 64)})
+    assert [k.name for k in Explanation((record(), other)).kernels] == ["scale_rows", "scale_rows_2"]
 
 
 def test_measured_time_is_shown_and_shares_use_it() -> None:
@@ -93,7 +100,6 @@ def test_an_expanded_operand_is_read_once() -> None:
 
 
 def test_numbers_for_people() -> None:
-    assert [amount(n) for n in (0, 1023, 1536, 5 << 20, 3 << 30)] == ["0 B", "1023 B", "1.5 KiB", "5 MiB", "3 GiB"]
     assert [duration(s) for s in (2.1e-6, 0.25, 5e-10, 3.0)] == ["2.1 us", "250 ms", "0.5 ns", "3 s"]
     assert short_lines(("m.py:3", "m.py:4", "n.py:9", "n.py:1", "n.py:2")) == "m.py:3, 4, n.py:9, 1, ..."
 
