@@ -289,13 +289,24 @@ class Emitter:
             return
         (name,) = removed
         dim = self.by_name[name]
-        tiles = self._reduction_operands(instr, operands, dim)
+        tiles = self._short(instr, self._reduction_operands(instr, operands, dim))
         if dim.kind is DimKind.LOOP:
             self.section.lines += combine(instr, self.accumulators[instr.out], tiles, operands[0].dtype)
             return
         text = reduce_call(instr, tiles, dim, operands[0].dtype)
         ops = sum(self.values[a].ops for a in instr.args) + 2
         self._result(instr, Value(text, instr.dtype, ops))
+
+    def _short(self, instr: Instr, tiles: list[Text]) -> list[Text]:
+        """Operands of a reduction on lines of their own, when together they are too long for one."""
+        if sum(len(t.text) for t in tiles) <= MAX_LINE or len(tiles) == 1:
+            return tiles
+        result = []
+        for hint, tile in zip(("candidates", "positions"), tiles, strict=True):
+            name = self._fresh(hint)
+            self.section.lines.append(f"{name} = {tile.text}")
+            result.append(Text(name))
+        return result
 
     def _reduction_operands(self, instr: Instr, operands: list[Operand], dim: Dim) -> list[Text]:
         """Operands over the whole tile dimension, with the identity at masked points."""

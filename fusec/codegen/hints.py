@@ -17,8 +17,11 @@ from fusec.ir.kernels import KernelPlan
 from fusec.ir.types import Buffer, Instr, Role
 
 _REDUCTIONS = {"sum": "total", "prod": "product", "max": "largest", "min": "smallest", "any": "some", "all": "every"}
-_OPS = {"not": "inverted", "and": "both", "or": "either", "lt": "below", "le": "at_most", "gt": "above", "ge": "at_least", "eq": "equal", "where": "chosen",
-        "neg": "negated", "index": "position", "const": "constant", "mod": "remainder", "floordiv": "quotient"}  # fmt: skip
+_OPS = {
+    "not": "inverted", "and": "both", "or": "either", "lt": "below", "le": "at_most", "gt": "above", "ge": "at_least",
+    "eq": "equal", "where": "chosen", "neg": "negated", "index": "position", "const": "constant", "mod": "remainder",
+    "floordiv": "quotient",
+}  # fmt: skip
 _MEANS = ("mean", "var", "mean_square")
 _KEPT = (*_MEANS, "rstd")
 _ROLES = {Role.INPUT: "in", Role.OUTPUT: "out", Role.TEMPORARY: "tmp", Role.CONSTANT: "const"}

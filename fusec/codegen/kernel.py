@@ -36,7 +36,7 @@ from fusec.codegen.names import Names, kernel_name
 from fusec.codegen.padding import choose_padding
 from fusec.codegen.tiles import Tiling, choose_tiling
 from fusec.config import Config
-from fusec.ir.index import as_int
+from fusec.ir.index import IndexLike, as_int
 from fusec.ir.kernels import DimKind, KernelPlan, KernelSource, Param
 from fusec.ir.types import Buffer, Role
 from fusec.kernels import device
@@ -109,14 +109,17 @@ def _unit_stride_dims(plan: KernelPlan) -> Counter[str]:
 
 
 def _pointer_names(plan: KernelPlan, table: Mapping[str, Buffer], names: Names) -> dict[str, str]:
-    written = set(plan.writes) - set(plan.reads)
+    """`x_ptr`, `weight_ptr`; a single result is `out_ptr`. Loaded values take the same name without `_ptr`."""
+    written = [b.name for b in plan.buffers if b.name in plan.writes and b.name not in plan.reads]
+    outputs = [n for n in written if table[n].role is Role.OUTPUT]
+    hints: Counter[str] = Counter()
     result: dict[str, str] = {}
     for buffer in plan.buffers:
-        known = table.get(buffer.name, buffer)
-        hint = buffer_hint(known)
-        if buffer.name in written and (known.role is Role.OUTPUT or hint in ("tmp", "source")):
+        hint = buffer_hint(table[buffer.name])
+        if (outputs == [buffer.name] and len(written) == 1) or (buffer.name in written and hint in ("tmp", "source")):
             hint = "out"
-        result[buffer.name] = names.fresh(f"{hint}_ptr")
+        hints[hint] += 1
+        result[buffer.name] = names.fresh(f"{hint}_ptr" if hints[hint] == 1 else f"{hint}_{hints[hint] - 1}_ptr")
     return result
 
 
@@ -129,10 +132,7 @@ def _params(
     body: list[str],
 ) -> tuple[Param, ...]:
     """Pointers in the plan's order, then sizes, then the blocks that the text or the grid uses."""
-    result = [
-        Param(pointers[b.name], "pointer", b.name, table[b.name].dtype if b.name in table else b.dtype)
-        for b in plan.buffers
-    ]
+    result = [Param(pointers[b.name], "pointer", b.name, table[b.name].dtype) for b in plan.buffers]
     result += [Param(text, "size") for _, text in sorted(sizes.items())]
     joined = "\n".join(body)
     result += [Param(d.block, "block") for d in tiling.dims if d.block in joined or d.program is not None]
@@ -149,7 +149,7 @@ def _function(name: str, params: tuple[Param, ...], body: list[str]) -> list[str
     return ["@triton.jit", signature, *(f"    {line}" if line else "" for line in body)]
 
 
-def _grid(tiling: Tiling) -> tuple[tuple[object, str | None], ...]:
+def _grid(tiling: Tiling) -> tuple[tuple[IndexLike, str | None], ...]:
     programs = sorted((d for d in tiling.dims if d.program is not None), key=lambda d: d.program or 0)
     return tuple((d.extent, d.block) for d in programs)
 
@@ -157,7 +157,7 @@ def _grid(tiling: Tiling) -> tuple[tuple[object, str | None], ...]:
 def _cache_key(
     code: list[str],
     params: tuple[Param, ...],
-    grid: tuple[tuple[object, str | None], ...],
+    grid: tuple[tuple[IndexLike, str | None], ...],
     plan: KernelPlan,
     tiling: Tiling,
     config: Config,

@@ -107,7 +107,7 @@ def literal(value: Any, dtype: torch.dtype) -> Text:
     if math.isnan(real):
         return Text('float("nan")')
     if math.isinf(real):
-        return Text('float("inf")') if real > 0 else Text('-float("inf")', UNARY)
+        return Text('float("inf")' if real > 0 else 'float("-inf")')
     return Text(repr(real), UNARY if repr(real).startswith("-") else ATOM)
 
 

@@ -74,7 +74,7 @@ class _Wrapper:
                 self._launch(step, launches)
                 launches += 1
             else:
-                self._extern(step, externs)
+                self._extern(step, externs, self.buffer_plan.after[number])
                 externs += 1
             self._free(self.buffer_plan.after[number])
         self._return()
@@ -171,10 +171,11 @@ class _Wrapper:
             self.lines.append(f"{self.moved[key]} = {variable}.to({device!r})")
         return self.moved[key]
 
-    def _extern(self, extern: Extern, number: int) -> None:
+    def _extern(self, extern: Extern, number: int, dead: Sequence[str]) -> None:
         arguments = [self._argument(a) for a in extern.args]
         arguments += [f"{_identifier(k)}={self._argument(v)}" for k, v in extern.kwargs]
-        outputs = [None if o is None else self.schedule.table[o] for o in extern.outputs]
+        unused = set(dead) - set(extern.reads) - set(extern.mutates)
+        outputs = [None if o is None or o in unused else self.schedule.table[o] for o in extern.outputs]
         targets = ["_" if b is None else self._output_variable(b) for b in outputs]
         if len(targets) == 1:
             left = f"{targets[0]} = " if _returns_tensor(extern) else f"({targets[0]},) = "
