@@ -191,8 +191,8 @@ def _inlined(
         if key not in aliases:
             aliases[key] = f"{buffer}@{len(aliases)}"
             ranges = mask_ranges(instr.args[0], defined) if instr.args else []
-            lines = _at(producer, store, coordinates, instr.access.index, aliases[key], instr.args, ranges)
-            body += _prefixed(lines, f"{producer.name}@{position}.")
+            local = replace(producer, body=_prefixed(producer.body, f"{producer.name}@{position}."))
+            body += _at(local, store, coordinates, instr.access.index, aliases[key], instr.args, ranges)
         body.append(replace(instr, access=replace(instr.access, buffer=aliases[key])))
     joined = without_stores(join((), body, precision), frozenset(aliases.values()))
     return replace(consumer, body=joined)
