@@ -15,8 +15,14 @@ Model = Callable[[torch.Tensor], torch.Tensor]
 LAYERS = 2
 
 
-def _ready(model: torch.nn.Module) -> torch.nn.Module:
-    return model.to(torch.bfloat16).eval().requires_grad_(False)
+def _ready(build: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+    """Built in bfloat16, not converted: a conversion replaces parameters, which fake tensors do not allow."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        return build().eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def llama(hidden: int, heads: int, kv_heads: int, intermediate: int, vocabulary: int) -> Model:
@@ -32,7 +38,7 @@ def llama(hidden: int, heads: int, kv_heads: int, intermediate: int, vocabulary:
         num_hidden_layers=LAYERS,
         use_cache=False,
     )
-    model = _ready(LlamaForCausalLM(config))
+    model = _ready(lambda: LlamaForCausalLM(config))
 
     def llama_logits(ids: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = model(ids, use_cache=False).logits
@@ -52,7 +58,7 @@ def bert(hidden: int, heads: int, vocabulary: int) -> Model:
         vocab_size=vocabulary,
         num_hidden_layers=LAYERS,
     )
-    model = _ready(BertModel(config, add_pooling_layer=False))
+    model = _ready(lambda: BertModel(config, add_pooling_layer=False))
 
     def bert_states(ids: torch.Tensor) -> torch.Tensor:
         states: torch.Tensor = model(ids).last_hidden_state
@@ -66,7 +72,7 @@ def gpt2(hidden: int, heads: int, vocabulary: int) -> Model:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(n_embd=hidden, n_head=heads, vocab_size=vocabulary, n_layer=LAYERS, use_cache=False)
-    model = _ready(GPT2LMHeadModel(config))
+    model = _ready(lambda: GPT2LMHeadModel(config))
 
     def gpt2_logits(ids: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = model(ids, use_cache=False).logits

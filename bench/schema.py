@@ -36,7 +36,8 @@ class Row:
     first_s:    seconds of the first call, compilation included.
     peak_bytes: memory allocated during a call, above what the inputs hold.
     error:      largest |seen - eager| over the largest |eager|; None where there is nothing to compare.
-    note:       why there is no time, when there is none.
+    counts:     what was counted instead of timed, by name (bench.metered).
+    note:       why there is no figure, when there is none.
     """
 
     case: str
@@ -52,6 +53,7 @@ class Row:
     first_s: float | None = None
     peak_bytes: int | None = None
     error: float | None = None
+    counts: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
 
 

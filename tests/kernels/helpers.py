@@ -10,18 +10,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 import triton
-import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from triton.runtime.interpreter import TensorHandle
 from triton.runtime.jit import JITFunction
 
-from fusec.runtime import interpret as interpreter
-from fusec.runtime.memory import Memory
+from fusec.runtime.interpret import interpreted, run_grid
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ARCHITECTURES = (80, 90, 100)
@@ -36,22 +31,9 @@ class Interpreted:
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*args: Any, num_warps: int, **blocks: Any) -> None:
             values = dict(zip(self.kernel.arg_names, args, strict=False))
-            tensors = [(n, v) for n, v in values.items() if isinstance(v, torch.Tensor)]
-            memory = Memory(self.kernel.__name__, tensors, metered=False)
-            pointers = {n: _pointer(i, v) for i, (n, v) in enumerate(tensors)}
-            scalars = {n: interpreter._SEMANTIC.to_tensor(v) for n, v in values.items() if n not in pointers}
-            function = interpreter.interpreted(self.kernel.fn)
-            with interpreter._interpreted_language(memory, grid):
-                for program in range(grid[0]):
-                    interpreter._BUILDER.grid_idx = (program, 0, 0)
-                    function(**pointers, **scalars, **blocks)
+            run_grid(self.kernel.__name__, interpreted(self.kernel.fn), values, blocks, grid)
 
         return launch
-
-
-def _pointer(position: int, tensor: torch.Tensor) -> tl.tensor:
-    dtype = tl.pointer_type(interpreter._POINTER_TYPES[tensor.dtype])
-    return tl.tensor(TensorHandle(np.array([(position + 1) << 40], dtype=np.uint64), dtype), dtype)
 
 
 def interpret(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,230 @@
+"""Launches and bytes of the inference cases, for fusec and for the peer: a table any machine can make.
+
+    python3 -m bench.metered [--cases rms llama_infer] [--out bench/results]
+
+kernels, calls   launches of one step: generated kernels, and library calls
+bytes / minimum  unique bytes of every launch, summed (each with a perfect cache), over the step's inputs read once and
+                 its outputs written once; library calls count their operands
+avoidable        what kernels hand to each other through memory, and repeated reads of one buffer by several launches,
+                 over what kernels must read from and leave for the outside given the same library calls; 0 is perfect
+requested        bytes asked for inside launches over unique ones: above 1 are second passes and broadcast reads
+
+fusec's bytes come from its Schedule at full size; tests hold them to what the interpreter meters at small sizes.
+Of a buffer that several launches read, the largest single read must be and the others are repeated, disjoint or not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import prod
+from pathlib import Path
+
+from bench.cases import CASES
+from bench.peer import PEER, SOURCE, Peer
+from bench.schedules import schedules
+from bench.schema import Result, Row
+from bench.table import Cell, markdown, table
+from fusec.inspect.eager import extern_bytes
+from fusec.ir.analysis import instr_axes, varying
+from fusec.ir.index import as_int
+from fusec.ir.kernels import DimKind, KernelPlan, Schedule
+from fusec.ir.types import Buffer, Extern, TensorView
+from fusec.schedule.traffic import traffic
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SLACK = 0.005  # the peer's figures are rounded to two decimals
+
+
+@dataclass(frozen=True)
+class Counts:
+    """One step: launches, and bytes of global memory. must: the least the kernels could read and write."""
+
+    kernels: int
+    calls: int
+    kernel_bytes: int
+    call_bytes: int
+    minimum: int
+    must: int
+    requested: int
+
+    @property
+    def bytes_ratio(self) -> float:
+        return (self.kernel_bytes + self.call_bytes) / self.minimum
+
+    @property
+    def avoidable(self) -> float:
+        return (self.kernel_bytes - self.must) / self.must if self.must else 0.0
+
+    @property
+    def requested_ratio(self) -> float:
+        return self.requested / self.kernel_bytes if self.kernel_bytes else 1.0
+
+    def as_peer(self) -> Peer:
+        """The same five figures the peer has, rounded alike."""
+        ratios = (self.bytes_ratio, self.avoidable, self.requested_ratio)
+        return Peer(self.kernels, self.calls, *(round(r, 2) for r in ratios))
+
+
+def size(buffer: Buffer) -> int:
+    """Bytes of all its elements; sizes must be numbers."""
+    count = as_int(buffer.numel)
+    assert count is not None, f"{buffer.name} has a symbolic size"
+    return count * buffer.itemsize
+
+
+def count(schedule: Schedule) -> Counts:
+    table_ = schedule.table
+    plans = [s for s in schedule.steps if isinstance(s, KernelPlan)]
+    calls = [s for s in schedule.steps if isinstance(s, Extern)]
+    returned = {o.buffer for o in schedule.outputs if isinstance(o, TensorView)}
+    inputs = {name for name in schedule.inputs if name is not None}
+    used = {b for step in schedule.steps for b in step.reads} & inputs
+    return Counts(
+        kernels=len(plans),
+        calls=len(calls),
+        kernel_bytes=sum(p.cost.bytes_read + p.cost.bytes_written for p in plans),
+        call_bytes=sum(sum(extern_bytes(c, table_)) for c in calls),
+        minimum=sum(size(table_[b]) for b in used | (returned - inputs)),
+        must=necessary(plans, calls, returned, table_),
+        requested=sum(requested(p, table_) for p in plans),
+    )
+
+
+def requested(plan: KernelPlan, buffers: dict[str, Buffer]) -> int:
+    """Bytes of every lane of every load and store: a tile dimension that an access lacks repeats it once a program."""
+    values = varying(plan.body, plan.axes)
+    found = 0
+    for instr in plan.body:
+        if instr.access is None:
+            continue
+        axes = instr_axes(instr, values)
+        points = prod(as_int(a.extent) or 0 for a in plan.axes if a.name in axes)
+        lanes = _loaded(axes, plan) if instr.op == "load" else points
+        found += lanes * buffers[instr.access.buffer].itemsize
+    return found
+
+
+def _loaded(axes: frozenset[str], plan: KernelPlan) -> int:
+    """Lanes of a load over all programs. Axes that share a tile dimension are one index: the load runs over all."""
+    lanes = 1
+    for dim in plan.dims:
+        extent = as_int(plan.extent(dim)) or 0
+        if axes.intersection(dim.axes):
+            lanes *= extent
+        elif dim.kind is DimKind.GRID:
+            lanes *= -(-extent // plan.tile.block(dim.name))
+    return lanes
+
+
+def necessary(
+    plans: Sequence[KernelPlan], calls: Sequence[Extern], returned: Iterable[str], buffers: dict[str, Buffer]
+) -> int:
+    """Bytes that kernels must read from outside, once a buffer, and those they leave for the outside."""
+    made = {b for p in plans for b in p.writes}
+    wanted = set(returned) | {b for c in calls for b in c.reads}
+    reads: dict[str, int] = {}
+    writes: dict[str, int] = {}
+    for plan in plans:
+        moved = traffic(plan.body, plan.axes, buffers)
+        for buffer, elements in moved.read.items():
+            if buffer not in made:
+                reads[buffer] = max(reads.get(buffer, 0), elements * buffers[buffer].itemsize)
+        for buffer, elements in moved.written.items():
+            if buffer in wanted:
+                writes[buffer] = writes.get(buffer, 0) + elements * buffers[buffer].itemsize
+    return sum(reads.values()) + sum(writes.values())
+
+
+def total(counts: Sequence[Counts]) -> Counts:
+    """Of several graphs of one step."""
+    fields = [asdict(c) for c in counts]
+    return Counts(**{name: sum(f[name] for f in fields) for name in fields[0]})
+
+
+def meter(name: str) -> Row:
+    """fusec's row of one case; a note in place of figures when it could not be scheduled."""
+    case = CASES[name]
+    row = Row(name, "fusec", case.sizes)
+    try:
+        counts = total([count(s) for s in schedules(case.build)])
+    except Exception as error:  # one case must not take the others' figures with it
+        return replace(row, note=f"{type(error).__name__}: {error}".splitlines()[0][:160])
+    return replace(row, bytes=counts.minimum, counts=asdict(counts.as_peer()))
+
+
+def above(row: Row) -> str:
+    """What of a fusec row is above the peer's: "kernels and calls", "avoidable", both, or nothing."""
+    if not row.counts:
+        return row.note
+    ours, peer = row.counts, PEER[row.case]
+    found = []
+    if ours["kernels"] + ours["calls"] > peer.kernels + peer.calls:
+        found.append("launches")
+    if ours["avoidable"] > peer.avoidable + SLACK:
+        found.append("avoidable")
+    return " and ".join(found)
+
+
+def cells(rows: Iterable[Row]) -> list[list[Cell]]:
+    """One line a case: fusec's figure beside the peer's."""
+    lines: list[list[Cell]] = []
+    for row in rows:
+        if row.variant != "fusec":
+            continue
+        peer = PEER[row.case]
+        line: list[Cell] = [row.case]
+        for field in ("kernels", "calls", "bytes_ratio", "avoidable", "requested_ratio"):
+            theirs = getattr(peer, field)
+            ours = row.counts.get(field)
+            form = "{:.0f}" if isinstance(theirs, int) else "{:.2f}"
+            line.append(f"{'-' if ours is None else form.format(ours)} / {form.format(theirs)}")
+        lines.append([*line, above(row) or "no"])
+    return lines
+
+
+HEADERS = ("case", "kernels", "calls", "bytes / minimum", "avoidable", "requested", "above the peer")
+
+
+def page(result: Result) -> str:
+    """The committed Markdown page."""
+    versions = ", ".join(f"{k} {v}" for k, v in result.versions.items())
+    assert __doc__ is not None
+    definitions = __doc__.split("\n\n")[2]
+    return f"""# Launches and bytes, metered
+
+Each cell is fusec's figure / the peer's. The peer is {SOURCE}.
+
+{markdown(HEADERS, cells(result.rows))}
+
+```
+{definitions}
+```
+
+Made by `{result.command}` on {result.date}; {versions}.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python3 -m bench.metered", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--cases", nargs="+", choices=list(PEER), default=list(PEER), metavar="CASE")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of metered.json and metered.md")
+    options = parser.parse_args(argv)
+    result = Result.new("metered", "python3 -m bench.metered")
+    for name in options.cases:
+        print(f"metering {name}", file=sys.stderr, flush=True)
+        peer = Row(name, "torch.compile", CASES[name].sizes, counts=asdict(PEER[name]), note=SOURCE)
+        result = result.with_rows([peer, meter(name)])
+    result = replace(result, complete=set(options.cases) == set(PEER))
+    print(table(HEADERS, cells(result.rows)))
+    if result.complete:
+        result.write(options.out / "metered.json")
+        (options.out / "metered.md").write_text(page(result))
+    worse = [row for row in result.rows if row.variant == "fusec" and above(row)]
+    return 1 if worse else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

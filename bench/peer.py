@@ -1,0 +1,40 @@
+"""What TorchInductor does on the metered cases: the figures that fusec is held against.
+
+Counted from the code that TorchInductor of torch 2.13 generates with its defaults for sm_90, one step each. The ratios
+are defined in bench/metered.py. They are constants: the peer generates GPU code only where torch knows CUDA.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SOURCE = "TorchInductor, torch 2.13 defaults, code generated for sm_90"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """kernels and calls: launches of one step, generated ones and library calls."""
+
+    kernels: int
+    calls: int
+    bytes_ratio: float
+    avoidable: float
+    requested_ratio: float
+
+
+PEER: dict[str, Peer] = {
+    "bias_gelu": Peer(1, 0, 1.00, 0.00, 1.50),
+    "transpose_pointwise": Peer(1, 0, 1.00, 0.00, 1.00),
+    "split_heads_scale": Peer(3, 0, 1.00, 0.50, 1.50),
+    "rms": Peer(1, 0, 1.00, 0.00, 1.53),
+    "group_norm_silu_nhwc": Peer(2, 0, 1.50, 0.50, 1.02),
+    "softmax_8192": Peer(1, 0, 1.00, 0.00, 1.50),
+    "softmax_131072": Peer(1, 0, 1.00, 0.00, 1.50),
+    "sum_all_axes_scaled": Peer(3, 1, 2.06, 0.97, 1.00),
+    "quant_fp8_rowwise": Peer(1, 0, 1.00, 0.00, 1.67),
+    "clip_grad_norm": Peer(51, 0, 1.50, 0.50, 1.00),
+    "adamw_foreach": Peer(3, 0, 1.00, 0.00, 1.00),
+    "llama_infer": Peer(17, 17, 1.53, 0.22, 1.53),
+    "bert_infer": Peer(7, 14, 4.51, 0.15, 1.05),
+    "gpt2_infer": Peer(11, 11, 1.49, 0.33, 1.21),
+}
