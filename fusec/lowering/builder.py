@@ -14,7 +14,7 @@ a Value becomes a constant of the Value's dtype.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, Union
 
 import torch
@@ -145,8 +145,10 @@ class NestBuilder:
         origin: Origin | None = None,
         numbers: Mapping[str, Number] | None = None,
         device: str = "cpu",
+        scalars: Container[str] = (),
     ) -> None:
         self.name, self.origin, self.device = name, origin, device
+        self._scalars = scalars  # 0-dim inputs on the CPU, which a kernel on another device may read
         self._numbers = {} if numbers is None else numbers
         self.parallel = tuple(Axis(f"p{i}", n) for i, n in enumerate(parallel))
         self.reduced = tuple(Axis(f"r{i}", n, AxisKind.REDUCTION) for i, n in enumerate(reduced))
@@ -170,12 +172,12 @@ class NestBuilder:
 
     def load(self, ref: Ref, where: Sequence[IndexLike], mask: Value | None = None, other: Number = 0) -> Value:
         """The element of a view at coordinates; `other` where the mask is false."""
-        check_dtype(ref.dtype)
-        if ref.device != self.device and (ref.ndim > 0 or ref.device != "cpu"):
-            raise NotLowered(f"{ref.buffer!r} lives on {ref.device}, the kernels run on {self.device}")
         number = self._numbers.get(ref.buffer)
         if number is not None and ref.dtype is ref.stored:
             return self.const(number, ref.dtype)
+        check_dtype(ref.dtype)
+        if ref.device != self.device and ref.buffer not in self._scalars:
+            raise NotLowered(f"{ref.buffer!r} lives on {ref.device}, the kernels run on {self.device}")
         access = Access(ref.buffer, ref.at(where))
         if mask is None:
             value = self._line("load", (), ref.stored, access)

@@ -57,16 +57,15 @@ def copy(ctx: Context, x: Ref, source: Ref, non_blocking: bool = False) -> Ref:
     return to_copy(ctx, source)
 
 
-@lowering(aten.copy_.default, prims.copy_to)
+@lowering(aten.copy_.default)
 def copy_in_place(ctx: Context, target: Ref, source: Ref, non_blocking: bool = False) -> Ref:
-    """A store nest into the target's own buffer: how AOTAutograd writes a mutated input back."""
-    if source.device != target.device:
-        raise NotLowered(f"a copy from {source.device} to {target.device}")
-    if source.buffer == target.buffer:
-        source = ctx.materialize(source)  # a nest never reads what it writes
-    with ctx.nest(target.shape) as nest:
-        value = nest.load(source.expand(target.shape), nest.p)
-        nest.store(target, nest.p, nest.cast(value, target.dtype))
+    """A mutated input is written back by the library: a nest writes only buffers of the program's own."""
+    written = target.tensor_view()
+    if written is None:
+        raise NotLowered("a write through a view that is not strided")
+    source = ctx.materialize(source) if source.buffer == target.buffer else source
+    arguments = (written, ctx.view(source))
+    ctx.extern(aten.copy_.default, arguments, outputs=[None], reason="writes an input", mutates=[target.buffer])
     return target
 
 

@@ -51,6 +51,9 @@ class Context:
     nodes: list[Node] = field(default_factory=list)
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     numbers: dict[str, Number] = field(default_factory=dict)  # 0-dim constants: kernels hold them as numbers
+    scalars: set[str] = field(default_factory=set)  # 0-dim inputs on the CPU
+    made: list[str] = field(default_factory=list)  # the buffers in the order they were made
+    _names: dict[str, int] = field(default_factory=dict)  # the last number given to each hint
 
     # -- what the op returns ----------------------------------------------------------------------
 
@@ -72,10 +75,11 @@ class Context:
         """An unused buffer name made from a hint: letters, digits and underscores."""
         base = re.sub(r"\W+", "_", hint).strip("_") or "buffer"
         base = f"b_{base}" if base[0].isdigit() else base
-        name, n = base, 0
+        name, n = base, self._names.get(base, 0)
         while name in self.buffers:
             n += 1
             name = f"{base}_{n}"
+        self._names[base] = n
         return name
 
     def buffer(
@@ -89,6 +93,7 @@ class Context:
     ) -> Ref:
         name = self.unique(hint)
         self.buffers[name] = Buffer(name, dtype, tuple(shape), tuple(strides), device, role, hint)
+        self.made.append(name)
         return Ref.whole(name, dtype, shape, strides, device)
 
     def temporary(
@@ -108,7 +113,9 @@ class Context:
     @contextmanager
     def nest(self, parallel: Sequence[IndexLike], reduced: Sequence[IndexLike] = ()) -> Iterator[NestBuilder]:
         """A nest over axes p0, p1, ... and r0, r1, ...; it is emitted when the block ends without an error."""
-        builder = NestBuilder(f"n{len(self.nodes)}", parallel, reduced, self.origin, self.numbers, self.device)
+        builder = NestBuilder(
+            f"n{len(self.nodes)}", parallel, reduced, self.origin, self.numbers, self.device, self.scalars
+        )
         yield builder
         self.nodes.append(builder.finish())
 
@@ -177,6 +184,12 @@ class Context:
             found = self.materialize(x, strides if usable else None).tensor_view(strides)
         assert found is not None
         return found
+
+    def undo(self, buffers: int, nodes: int) -> None:
+        """Forget what was made after there were this many buffers and nodes."""
+        for name in self.made[buffers:]:
+            del self.buffers[name]
+        del self.made[buffers:], self.nodes[nodes:]
 
     # -- library calls ----------------------------------------------------------------------------
 

@@ -70,7 +70,7 @@ class _Walk:
     def visit(self, node: fx.Node) -> None:
         ctx = self.context
         ctx.node, ctx.origin = node, origin_of(node)
-        before = len(ctx.buffers)
+        before = len(ctx.made)
         if node.op == "placeholder":
             self.env[node] = self._placeholder(node)
         elif node.op == "get_attr":
@@ -82,7 +82,7 @@ class _Walk:
             self.env[node] = container[index]
         else:
             self.env[node] = self._call(node)
-        for name in list(ctx.buffers)[before:]:
+        for name in ctx.made[before:]:
             self.maker[name] = node
 
     # -- leaves -----------------------------------------------------------------------------------
@@ -100,6 +100,8 @@ class _Walk:
             hint, meta.dtype, sizes(meta.shape), sizes(meta.stride()), str(meta.device), Role.INPUT
         )
         self.inputs.append(ref.buffer)
+        if ref.ndim == 0 and ref.device == "cpu":
+            self.context.scalars.add(ref.buffer)
         return ref
 
     def _constant(self, node: fx.Node) -> Any:
@@ -134,7 +136,7 @@ class _Walk:
         if function is None:
             log.info("library call: %s (%s)", node.target, describe(ctx.origin))
             return self._extern(args, kwargs, None)
-        saved = (dict(ctx.buffers), list(ctx.nodes))
+        before = (len(ctx.made), len(ctx.nodes))
         try:
             return function(ctx, *args, **kwargs)
         except NotLowered as refusal:
@@ -146,7 +148,7 @@ class _Walk:
             if ctx.config.strict:
                 raise LoweringError(message) from error
             warnings.warn(f"{message}; it runs as a library call", FallbackWarning, stacklevel=2)
-        ctx.buffers, ctx.nodes = saved
+        ctx.undo(*before)
         return self._extern(args, kwargs, reason)
 
     def _extern(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str | None) -> Any:
