@@ -11,6 +11,7 @@ import torch
 
 from fusec.ir.kernels import BufferPlan, KernelCost, KernelPlan, KernelSource, Param, Schedule, Strategy, Tile
 from fusec.ir.types import Buffer, Extern, Role, TensorView
+from fusec.runtime.cache import digest
 from fusec.runtime.grid import launch_grid
 from fusec.runtime.interpret import InterpretedKernel
 
@@ -32,7 +33,9 @@ def kernel(
     signature = ", ".join(p.name + (": tl.constexpr" if p.kind == "block" else "") for p in params)
     text = f"{HEADER}def {name}({signature}):\n{textwrap.indent(textwrap.dedent(body).strip(), '    ')}\n"
     chosen = Tile(tuple(blocks.items()), **tile)
-    return KernelSource(name, text, tuple(params), tuple(grid), chosen, chosen, f"{name}-{hash((text, chosen))}")
+    return KernelSource(
+        name, text, tuple(params), tuple(grid), chosen, chosen, digest([text, repr(chosen), repr(params)])
+    )
 
 
 def run(source: KernelSource, *tensors: torch.Tensor) -> None:

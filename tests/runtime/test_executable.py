@@ -1,0 +1,153 @@
+"""Executables: inputs as compiled for or copied so that they are, counters, missing devices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fusec.config import Config
+from fusec.errors import BuildError, FusecError, TargetError
+from fusec.runtime.build import build
+from fusec.runtime.executable import Runtime, same_strides
+from fusec.runtime.target import parse_arch, resolve_target
+from tests.runtime.samples import add_one, counters, program
+
+NO_CACHE = Config(cache=False)
+
+
+def executable(x: torch.Tensor, externs=(), count=None, config: Config = NO_CACHE):
+    source = add_one(x.numel(), x.dtype)
+    schedule, plan, wrapper = program(source, x, externs)
+    return build(schedule, plan, [source], wrapper, config, count)
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (17,), (4, 1000), (1, 5, 1)])
+def test_outputs_equal_torch(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    (out,) = executable(x)(x)
+    assert torch.equal(out, x + 1)
+    assert out.stride() == x.stride()
+
+
+def test_counters_count_launches_and_library_calls() -> None:
+    count, x = counters(), torch.randn(64)
+    run = executable(x, [torch.ops.aten.relu.default, torch.ops.aten.neg.default], count)
+    for _ in range(3):
+        (out,) = run(x)
+    assert torch.equal(out, -torch.relu(x + 1))
+    assert (count.kernels_launched, count.extern_calls) == (3, 6)
+
+
+def test_an_empty_program_launches_nothing() -> None:
+    count, x = counters(), torch.randn(0)
+    executable(x, count=count)(x)
+    assert count.kernels_launched == 0
+
+
+def test_other_strides_are_copied() -> None:
+    x = torch.randn(8, 4)
+    run = executable(x)
+    other = x.t().contiguous().t()
+    assert other.stride() != x.stride()
+    assert torch.equal(run(other)[0], x + 1)
+    assert torch.equal(run(x.expand(2, 8, 4)[1])[0], x + 1)
+    assert torch.equal(run(torch.randn(8, 8)[:, ::2].copy_(x))[0], x + 1)
+
+
+def test_strides_of_extent_one_do_not_matter() -> None:
+    x = torch.randn(1, 16)
+    assert same_strides(x.as_strided((1, 16), (999, 1)), (16, 1))
+    assert not same_strides(torch.randn(2, 16).as_strided((2, 8), (16, 2)), (8, 1))
+    assert same_strides(torch.randn(0, 3), (1, 1))
+
+
+def test_a_gradient_and_a_negative_view_are_read_as_values() -> None:
+    x = torch.randn(16)
+    run = executable(x)
+    leaf = x.clone().requires_grad_()
+    assert torch.equal(run(leaf)[0], x + 1)
+    negative = torch.complex(torch.zeros(16), x).conj().imag
+    assert negative.is_neg()
+    assert torch.equal(run(negative.clone())[0], -x + 1)
+    assert torch.equal(run(torch._neg_view(x))[0], -x + 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (torch.randn(17), r"input 0 \(x\): compiled for shape \(16,\), got shape \(17,\)"),
+        (torch.zeros(16, dtype=torch.int32), "compiled for torch.float32, got torch.int32"),
+        (torch.zeros(16, device="meta"), "compiled for a tensor on cpu, got one on meta"),
+        (3.0, "compiled for a tensor, got float"),
+    ],
+)
+def test_an_input_that_does_not_fit_is_named(wrong: object, message: str) -> None:
+    with pytest.raises(FusecError, match=message):
+        executable(torch.randn(16))(wrong)
+
+
+def test_the_number_of_inputs_is_checked() -> None:
+    with pytest.raises(FusecError, match="sample takes 1 inputs, got 2"):
+        executable(torch.randn(4))(torch.randn(4), torch.randn(4))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize("target", [None, "cuda", "sm_90"])
+def test_cuda_programs_build_without_a_gpu_and_say_so_when_run(target: str | None) -> None:
+    x = torch.randn(1024)
+    source = add_one(1024)
+    schedule, plan, wrapper = program(source, x)
+    buffers = tuple(replace(b, device="cuda:0") for b in schedule.buffers)
+    config = Config(cache=False, target=target, workers=0)
+    run = build(replace(schedule, buffers=buffers), plan, [source], wrapper, config)
+    assert [k.artifact is not None for k in run.kernels] == [target == "sm_90"]
+    with pytest.raises(TargetError, match='target "cuda" needs a GPU'):
+        run(x)
+
+
+def test_targets() -> None:
+    assert parse_arch("sm_100") == 100
+    assert parse_arch("cuda") is parse_arch(None) is None
+    target = resolve_target(Config(target="sm_80"), ["cpu", "cpu"])
+    assert (target.device, target.archs, target.names) == ("cpu", (80,), ("sm_80",))
+    assert resolve_target(Config(target="sm_90"), ["cpu", "cuda:0"]).device == "cuda"
+
+
+def test_a_wrapper_without_call_is_a_build_error() -> None:
+    x = torch.randn(4)
+    source = add_one(4)
+    schedule, plan, _ = program(source, x)
+    with pytest.raises(BuildError, match="defines no call"):
+        build(schedule, plan, [source], "x = 1\n", NO_CACHE)
+    with pytest.raises(BuildError, match="1 kernel steps, but 2 kernels"):
+        build(schedule, plan, [source, source], "def call(args, rt): ...\n", NO_CACHE)
+
+
+def test_runtime_views_start_at_the_tensor() -> None:
+    base = torch.arange(24.0)
+    assert Runtime.view(base[4:], (2, 3), (6, 1), 2).tolist() == [[6.0, 7.0, 8.0], [12.0, 13.0, 14.0]]
+    assert Runtime.empty((2, 3), (1, 2), torch.int64, "cpu").stride() == (1, 2)
+
+
+def test_restride_keeps_what_fits_and_copies_the_rest() -> None:
+    x = torch.randn(4, 6)
+    assert Runtime.restride(x, (4, 6), (6, 1)) is x
+    copy = Runtime.restride(x, (4, 6), (1, 4))
+    assert copy.stride() == (1, 4)
+    assert torch.equal(copy, x)
+    expanded = x[:, :1].expand(4, 5)
+    again = Runtime.restride(expanded.contiguous(), (4, 5), (1, 0))
+    assert again.stride() == (1, 0)
+    assert torch.equal(again, expanded)
+
+
+def test_constants_reach_the_wrapper() -> None:
+    x = torch.randn(8)
+    source = add_one(8)
+    schedule, plan, _ = program(source, x)
+    schedule = replace(schedule, constants=(("c", torch.full((8,), 5.0)),))
+    text = 'def call(args, rt):\n    rt.launch[0](rt.constants["c"], args[0])\n    return (args[0],)\n'
+    (out,) = build(schedule, plan, [source], text, NO_CACHE)(x)
+    assert out.tolist() == [6.0] * 8
