@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from fusec.ir.index import Expr, IndexLike, Sym, as_int, bounds, evaluate, substitute, symbols_of, value_symbol
+from fusec.ir.index import Expr, IndexLike, Sym, as_int, evaluate, substitute, symbols_of, value_symbol
 from fusec.ir.types import Access, Attr, Axis, Instr
 
 __all__ = [
@@ -187,12 +187,21 @@ def _unique(index: Expr, extents: tuple[tuple[str, int], ...]) -> int | None:
     if any(s.kind != "axis" or s.name not in sizes for s in symbols_of(index)):
         return None
     digits: list[tuple[int, int]] = []
+    ragged: list[torch.Tensor] = []  # value sets that are no sums of progressions
     for part in _independent_parts(index):
-        found = _digits(part, sizes)
-        if found is None:
+        linear = part.linear()
+        if linear is not None:
+            digits += [(abs(c), sizes[s.name]) for s, c in linear.items()]
+            continue
+        values = _values(part, sizes)
+        if values is None:
             return None
-        digits += found
-    return _count(digits)
+        found = _progressions((values - values[0]).tolist())
+        if found is None:
+            ragged.append(values)
+        else:
+            digits += found
+    return _count_sums(digits, ragged) if ragged else _count(digits)
 
 
 def _independent_parts(index: Expr) -> list[Expr]:
@@ -214,17 +223,13 @@ def _independent_parts(index: Expr) -> list[Expr]:
     return [term for _, term in groups]
 
 
-def _digits(part: Expr, sizes: Mapping[str, int]) -> list[tuple[int, int]] | None:
-    """(stride, extent) pairs whose sums are the values of `part`, up to a shift; None when there are none."""
-    linear = part.linear()
-    if linear is not None:
-        return [(abs(c), sizes[s.name]) for s, c in linear.items()]
+def _values(part: Expr, sizes: Mapping[str, int]) -> torch.Tensor | None:
+    """The distinct values of an expression, sorted; None beyond the limit."""
     names = sorted({s.name for s in symbols_of(part)})
     if prod(sizes[n] for n in names) > ENUMERATION_LIMIT:
         return None
     env = {n: torch.arange(sizes[n]).view([-1 if m == n else 1 for m in names]) for n in names}
-    values = torch.unique(evaluate(part, env)).tolist()
-    return _progressions([v - values[0] for v in values])
+    return torch.unique(evaluate(part, env))
 
 
 def _progressions(values: list[int]) -> list[tuple[int, int]] | None:
@@ -256,20 +261,17 @@ def _count(digits: list[tuple[int, int]]) -> int | None:
         elif stride > span:
             below, unit, steps = below * steps, stride, extent
         else:
-            return _count_by_enumeration(ordered)
+            return _count_sums(ordered, [])
         span += stride * (extent - 1)
     return below * steps
 
 
-def _count_by_enumeration(digits: list[tuple[int, int]]) -> int | None:
-    if prod(n for _, n in digits) > ENUMERATION_LIMIT:
-        return None
+def _count_sums(digits: list[tuple[int, int]], ragged: list[torch.Tensor]) -> int | None:
+    """The same by enumeration, of progressions and of other value sets."""
+    sets = [stride * torch.arange(extent) for stride, extent in digits] + ragged
     sums = torch.zeros(1, dtype=torch.int64)
-    for stride, extent in digits:
-        sums = torch.unique(sums.view(-1, 1) + stride * torch.arange(extent))
+    for values in sets:
+        if sums.numel() * values.numel() > ENUMERATION_LIMIT:
+            return None
+        sums = torch.unique(sums.view(-1, 1) + values)
     return int(sums.numel())
-
-
-def address_range(access: Access) -> tuple[int | None, int | None]:
-    """Inclusive bounds of the addresses of an access; None where unknown."""
-    return bounds(access.index)

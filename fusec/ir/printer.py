@@ -111,7 +111,7 @@ def _commented(line: str, comment: str) -> str:
     if not comment:
         return line
     comment = " ".join(comment.split())
-    return f"{line:<{COMMENT_COLUMN}}# {comment}"
+    return f"{line:<{COMMENT_COLUMN - 2}}  # {comment}"
 
 
 def format_body(body: Sequence[Instr], indent: str = "  ", *, comments: bool = True) -> list[str]:

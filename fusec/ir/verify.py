@@ -242,9 +242,12 @@ class _Flow:
     def write(self, node: LoopNest | KernelPlan) -> None:
         name, axes, text = node.name, node.axes, node
         for instr in node.body:
-            if instr.op != "store" or instr.access is None or instr.access.mode is AccessMode.ATOMIC_ADD:
+            if instr.op != "store" or instr.access is None:
                 continue
             buffer = instr.access.buffer
+            if instr.access.mode is AccessMode.ATOMIC_ADD:
+                self.read(name, (buffer,), text)  # it adds to what is there
+                continue
             if self.table[buffer].role in (Role.INPUT, Role.CONSTANT):
                 raise _fail(self.where, f"{name} writes {buffer}, which is an input", text)
             store = Written(name, instr.access.index, tuple(axes), len(instr.args) > 1)
