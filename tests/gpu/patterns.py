@@ -15,12 +15,16 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
 @dataclass(frozen=True)
 class Pattern:
-    """make(device) gives the inputs. kernels: generated launches at most, where fusion is promised."""
+    """make(device) gives the inputs. kernels: generated launches at most, where fusion is promised.
+
+    tolerance: where eager mode rounds inside the chain more coarsely than its result shows.
+    """
 
     name: str
     fn: Callable[..., Any]
     make: Callable[[str], tuple[Any, ...]]
     kernels: int | None = None
+    tolerance: float = 0.0
 
 
 def randn(*shape: int, dtype: torch.dtype = F32) -> Callable[[str], Tensor]:
@@ -101,7 +105,7 @@ PATTERNS = (
     Pattern("several_outputs", lambda x: (x.exp(), x.abs() + 1, (x > 0)), inputs(randn(63, 65, dtype=F16)), 1),
     Pattern("broadcast", lambda x, r, c: x * r + c, inputs(randn(129, 65), randn(129, 1), randn(65)), 1),
     Pattern("integers", mixed_integers, inputs(integers(1000, 4097), integers(9, 4097))),
-    Pattern("dtype_chain", dtype_chain, inputs(randn(4097)), 1),
+    Pattern("dtype_chain", dtype_chain, inputs(randn(4097)), 1, tolerance=8e-3),
     Pattern("swiglu", lambda g, u: F.silu(g) * u,
             inputs(randn(64, 11008, dtype=BF16), randn(64, 11008, dtype=BF16)), 1),
     Pattern("masked_fill", lambda x, m: x.masked_fill(m > 0, float("-inf")).softmax(-1),
