@@ -196,7 +196,7 @@ def _scatter(ctx: Context, x: Ref, dim: int, index: Ref, source: Ref | Number) -
         raise NotLowered("a scatter that may write a place more than once, or writes only part of the lines")
     out = ctx.result()
     with ctx.nest(out.shape) as nest:
-        line = (*nest.p[:dim], 0, *nest.p[dim + 1 :])
+        line: tuple[IndexLike, ...] = (*nest.p[:dim], 0, *nest.p[dim + 1 :])
         hit = nest.index(nest.p[dim]).eq(nest.cast(nest.load(index, line), torch.int64))
         old = nest.load_f32(x, nest.p)
         new = nest.load_f32(source, line) if isinstance(source, Ref) else nest.const(source, compute_dtype(x.dtype))
@@ -237,6 +237,6 @@ def index_put(ctx: Context, x: Ref, indices: Sequence[Ref | None], values: Ref, 
         lines = [x.shape[d] for d in plan.kept]
         source = values.expand((*lines[: plan.start], *[1] * plan.rank, *lines[plan.start :]))
         kept = [nest.p[d] for d in plan.kept]
-        where = (*kept[: plan.start], *[0] * plan.rank, *kept[plan.start :])
+        where: list[IndexLike] = [*kept[: plan.start], *[0] * plan.rank, *kept[plan.start :]]
         nest.store(out, nest.p, nest.where(hit, nest.load_f32(source, where), nest.load_f32(x, nest.p)))
     return out

@@ -1,6 +1,6 @@
 """Pooling: max, average and adaptive windows over the last one, two or three dimensions.
 
-Enters: a view and window geometry. Leaves: one nest. A window of up to 25 elements is unrolled, a pointwise nest
+Enters: a view and window geometry. Leaves: one nest. A window of up to 27 elements is unrolled, a pointwise nest
 that fuses with what comes before and after it; a larger one is reduced over axes.
 
     avg_pool2d(x, 2) of f32[1, 8, 4, 4]
@@ -36,7 +36,7 @@ from fusec.lowering.registry import NotLowered, lowering
 
 aten = torch.ops.aten
 
-UNROLLED = 25  # elements of the largest window that is unrolled: 5 x 5
+UNROLLED = 27  # elements of the largest window that is unrolled: 3 x 3 x 3
 
 
 @dataclass(frozen=True, slots=True)
