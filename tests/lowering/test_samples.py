@@ -22,14 +22,14 @@ FAMILIES = """
     unsafe_masked_index nn.functional.avg_pool1d nn.functional.avg_pool2d nn.functional.avg_pool3d
     nn.functional.adaptive_avg_pool1d nn.functional.adaptive_avg_pool2d nn.functional.adaptive_avg_pool3d
     nn.functional.adaptive_max_pool1d nn.functional.adaptive_max_pool2d nn.functional.adaptive_max_pool3d
-""".split()
+"""
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
 CASES = [
     pytest.param(
         op, dtype, id=f"{op.name}{'-' + op.variant_test_name if op.variant_test_name else ''}-{str(dtype)[6:]}"
     )
     for op, dtype in itertools.product(op_db, DTYPES)
-    if op.name in FAMILIES and dtype in op.dtypes
+    if op.name in FAMILIES.split() and dtype in op.dtypes
 ]
 
 
