@@ -22,7 +22,7 @@ def compared(seen: Any, expected: Any, tolerance: float = 0.0) -> None:
         assert (a.shape, a.dtype, a.stride(), a.device) == (b.shape, b.dtype, b.stride(), b.device)
         error = relative_error(a, b)
         assert error <= max(tolerance, TOLERANCE.get(b.dtype, 0.0)), (
-            f"{b.dtype} differs by {error:.2e} of the largest value"
+            f"{b.dtype}: off by {error:.2e} of the largest value"
         )
 
 
