@@ -229,7 +229,8 @@ def _values(part: Expr, sizes: Mapping[str, int]) -> torch.Tensor | None:
     if prod(sizes[n] for n in names) > ENUMERATION_LIMIT:
         return None
     env = {n: torch.arange(sizes[n]).view([-1 if m == n else 1 for m in names]) for n in names}
-    return torch.unique(evaluate(part, env))
+    values: torch.Tensor = torch.unique(evaluate(part, env))
+    return values
 
 
 def _progressions(values: list[int]) -> list[tuple[int, int]] | None:

@@ -39,8 +39,8 @@ program everything (x, rows)
   tmp   values: f32[8] (1) cpu
   out   y: f32[4, 10] (10, 1) cpu
   out   count: i32[8] (1) cpu
-extern e0: m = aten.mm.default(x, x[6, 8](1, 6))                # library call
-extern e1: values, _ = aten.max.dim(m, 1, keepdim=False)        # not lowered: two outputs
+extern e0: m = aten.mm.default(x, x[6, 8](1, 6))            # library call
+extern e1: values, _ = aten.max.dim(m, 1, keepdim=False)    # not lowered: two outputs
 nest n0 (p0<4, p1<10):
   %0:i64 = index p1
   %1:i64 = const 6
