@@ -46,7 +46,7 @@ from fusec.kernels.interpreted import device as interpreted_device
 from fusec.runtime.grid import block_values
 from fusec.runtime.memory import Memory, Segment, base_address
 from fusec.runtime.module import load_kernel
-from fusec.runtime.numpy_semantics import Builder, reduce, scan
+from fusec.runtime.numpy_semantics import Builder, block_type_init, reduce, scan, tensor_init
 
 log = logging.getLogger(__name__)
 
@@ -190,6 +190,8 @@ def _changes() -> tuple[tuple[Any, str, Any, Any], ...]:
     for module in (tl, tl.core):
         change(module, "reduce", reduce)
         change(module, "associative_scan", scan)
+    change(tl.tensor, "__init__", tensor_init)
+    change(tl.block_type, "__init__", block_type_init)
     change(tl.tensor, "__index__", lambda self: self.handle.data.item())
     for target in (tl, tl.core, tl.tensor, tl.math, tl.core.tensor_descriptor_base, libdevice):
         for name, member in inspect.getmembers(target, tl.core.is_builtin):

@@ -47,6 +47,17 @@ _ATOMIC: dict[Any, Any] = {
 }
 
 
+_np_dtypes: dict[str, Any] = {}
+
+
+def np_dtype(dtype: Any) -> Any:
+    """The NumPy dtype that holds a Triton dtype (Triton's own function builds its table anew for every call)."""
+    found = _np_dtypes.get(dtype.name)
+    if found is None:
+        found = _np_dtypes[dtype.name] = _get_np_dtype(dtype)
+    return found
+
+
 def _as_torch(array: Any) -> torch.Tensor:
     """A torch tensor over a copy that owns its memory, so that broadcast and read-only arrays are welcome."""
     return torch.from_numpy(np.array(array, order="C"))
@@ -69,8 +80,8 @@ def convert_float(data: Any, source: Any, target: Any) -> Any:
     carried = _CARRIED.get(target)
     values = widen(data, source)
     if carried is None:
-        return values.astype(_get_np_dtype(target), copy=False)
-    return _as_torch(values).to(carried[0]).view(carried[1]).numpy().view(_get_np_dtype(target))
+        return values.astype(np_dtype(target), copy=False)
+    return _as_torch(values).to(carried[0]).view(carried[1]).numpy().view(np_dtype(target))
 
 
 class Builder(InterpreterBuilder):  # type: ignore[misc]
@@ -92,12 +103,12 @@ class Builder(InterpreterBuilder):  # type: ignore[misc]
 
     def create_load(self, ptr: Any, *_: Any) -> TensorHandle:
         dtype = ptr.get_element_ty()
-        return TensorHandle(self.memory.load(ptr.data, None, None, _get_np_dtype(dtype)), dtype)
+        return TensorHandle(self.memory.load(ptr.data, None, None, np_dtype(dtype)), dtype)
 
     def create_masked_load(self, ptrs: Any, mask: Any, other: Any, *_: Any) -> TensorHandle:
         dtype = ptrs.get_element_ty()
         fill = None if other is None else other.data
-        return TensorHandle(self.memory.load(ptrs.data, mask.data, fill, _get_np_dtype(dtype)), dtype)
+        return TensorHandle(self.memory.load(ptrs.data, mask.data, fill, np_dtype(dtype)), dtype)
 
     def create_store(self, ptr: Any, val: Any, *_: Any) -> None:
         self._store(ptr, val, None)
@@ -106,11 +117,11 @@ class Builder(InterpreterBuilder):  # type: ignore[misc]
         self._store(ptrs, value, mask.data)
 
     def _store(self, ptrs: Any, value: Any, mask: Any) -> None:
-        dtype = _get_np_dtype(ptrs.get_element_ty())
+        dtype = np_dtype(ptrs.get_element_ty())
         self.memory.store(ptrs.data, value.data.astype(dtype, copy=False), mask)
 
     def create_atomic_rmw(self, op: Any, ptr: Any, val: Any, mask: Any, *_: Any) -> TensorHandle:
-        dtype = _get_np_dtype(ptr.get_element_ty())
+        dtype = np_dtype(ptr.get_element_ty())
         old = self.memory.atomic(ptr.data, val.data.astype(dtype, copy=False), mask.data, _ATOMIC[op])
         return TensorHandle(old, val.dtype.scalar)
 
@@ -130,8 +141,8 @@ class Builder(InterpreterBuilder):  # type: ignore[misc]
                 values = src.data if source.is_floating() else src.data.astype(np.float32)
                 source = source if source.is_floating() else tl.float32
                 return TensorHandle(convert_float(values, source, target), target)
-            return TensorHandle(widen(src.data, source).astype(_get_np_dtype(target)), target)
-        return TensorHandle(src.data.astype(_get_np_dtype(target), copy=False), target)
+            return TensorHandle(widen(src.data, source).astype(np_dtype(target)), target)
+        return TensorHandle(src.data.astype(np_dtype(target), copy=False), target)
 
     def create_fp_to_fp(self, src: Any, dst_type: Any, rounding_mode: Any) -> TensorHandle:
         target = dst_type.scalar
@@ -149,13 +160,13 @@ class Builder(InterpreterBuilder):  # type: ignore[misc]
         result = op(lhs.data, rhs.data)
         if result.dtype == np.bool_:
             return TensorHandle(result, tl.int1)
-        return TensorHandle(result.astype(_get_np_dtype(dtype), copy=False), dtype)
+        return TensorHandle(result.astype(np_dtype(dtype), copy=False), dtype)
 
     def unary_op(self, arg: Any, op: Function) -> TensorHandle:
         dtype = arg.dtype.scalar
         if dtype in _CARRIED:
             return TensorHandle(convert_float(op(widen(arg.data, dtype)), tl.float32, dtype), dtype)
-        return TensorHandle(op(arg.data).astype(_get_np_dtype(dtype), copy=False), dtype)
+        return TensorHandle(op(arg.data).astype(np_dtype(dtype), copy=False), dtype)
 
     def ternary_op(self, lhs: Any, rhs: Any, other: Any, op: Function) -> TensorHandle:
         dtype = other.dtype.scalar
@@ -163,7 +174,7 @@ class Builder(InterpreterBuilder):  # type: ignore[misc]
             result = op(widen(lhs.data, dtype), widen(rhs.data, dtype), widen(other.data, dtype))
             return TensorHandle(convert_float(result, tl.float32, dtype), dtype)
         result = op(lhs.data, rhs.data, other.data)
-        return TensorHandle(result.astype(_get_np_dtype(dtype), copy=False), dtype)
+        return TensorHandle(result.astype(np_dtype(dtype), copy=False), dtype)
 
     def create_minnumf(self, lhs: Any, rhs: Any) -> TensorHandle:
         return self.binary_op(lhs, rhs, np.fmin)
@@ -173,7 +184,7 @@ class Builder(InterpreterBuilder):  # type: ignore[misc]
 
     def create_idiv(self, lhs: Any, rhs: Any) -> TensorHandle:
         quotient = (lhs.data - np.fmod(lhs.data, rhs.data)) // rhs.data
-        return TensorHandle(quotient.astype(_get_np_dtype(lhs.dtype.scalar), copy=False), lhs.dtype.scalar)
+        return TensorHandle(quotient.astype(np_dtype(lhs.dtype.scalar), copy=False), lhs.dtype.scalar)
 
     def create_fma(self, x: Any, y: Any, z: Any) -> TensorHandle:
         return self.ternary_op(x, y, z, _fma)
@@ -203,7 +214,7 @@ class Builder(InterpreterBuilder):  # type: ignore[misc]
         if function is None:
             raise NotImplementedError(f"{symbol} is not known to the interpreter")
         values = function(*(_as_torch(a.data) for a in arguments)).numpy()
-        return TensorHandle(values.astype(_get_np_dtype(result.scalar), copy=False), result.scalar)
+        return TensorHandle(values.astype(np_dtype(result.scalar), copy=False), result.scalar)
 
 
 def _fma(x: Any, y: Any, z: Any) -> Any:
@@ -295,7 +306,7 @@ def _combine(left: list[Any], right: list[Any], dtypes: list[Any], combine: Any)
     merged = combine(*operands)
     merged = tuple(merged) if isinstance(merged, tuple | tl.tuple) else (merged,)
     return [
-        np.broadcast_to(m.handle.data, shape).astype(_get_np_dtype(d), copy=False)
+        np.broadcast_to(m.handle.data, shape).astype(np_dtype(d), copy=False)
         for m, d in zip(merged, dtypes, strict=True)
     ]
 
@@ -318,6 +329,34 @@ def to_tensor(array: Any, dtype: Any) -> Any:
     if array.ndim == 0:
         return tl.tensor(TensorHandle(array.reshape(1), dtype), dtype)
     return tl.tensor(TensorHandle(array, dtype), tl.block_type(dtype, list(array.shape)))
+
+
+# types, made once a shape: Triton makes several tuples of constexpr for every value
+
+_BLOCK_INIT = tl.block_type.__init__
+_TENSOR_INIT = tl.tensor.__init__
+_block_fields: dict[Any, dict[str, Any]] = {}
+_tensor_fields: dict[str, dict[str, Any]] = {}
+
+
+def block_type_init(self: Any, element_ty: Any, shape: Any) -> None:
+    """`tl.block_type.__init__`, remembered."""
+    key = element_ty.name, tuple(unwrap(extent) for extent in shape)
+    fields = _block_fields.get(key)
+    if fields is None:
+        _BLOCK_INIT(self, element_ty, shape)
+        _block_fields[key] = dict(vars(self))
+    else:
+        vars(self).update(fields)
+
+
+def tensor_init(self: Any, handle: Any, type: Any) -> None:
+    """`tl.tensor.__init__`, remembered."""
+    fields = _tensor_fields.get(type.name)
+    if fields is None:
+        _TENSOR_INIT(self, None, type)
+        fields = _tensor_fields[type.name] = dict(vars(self))
+    vars(self).update(fields, handle=handle, type=type)
 
 
 def unwrap(value: Any) -> Any:
