@@ -16,6 +16,7 @@ counted and warned of once; `config.strict` makes it an error.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 import warnings
@@ -116,13 +117,48 @@ def compile_passes(graph: CapturedGraph, config: Config, stats: Stats) -> tuple[
     steps = run("schedule", lambda: schedule(simplified, config), verify_schedule, format_schedule)
     buffers = run("buffers", lambda: plan_memory(steps), None, lambda plan: _format_buffers(steps, plan))
     plans = [step for step in steps.steps if isinstance(step, KernelPlan)]
-    sources = run("kernels", lambda: tuple(generate_kernel(plan, steps.table, config) for plan in plans))
+    sources = run("kernels", lambda: _generate_kernels(plans, steps, config))
     run.write_kernels(plans, sources, steps)
     wrapper = run("wrapper", lambda: generate_wrapper(steps, buffers, sources), None, str)
     executable = run("build", lambda: build(steps, buffers, sources, wrapper, config, stats))
     named = {plan.name: source for plan, source in zip(plans, sources, strict=True)}
     record = GraphRecord(graph, program, simplified, steps, buffers, named, wrapper, stages=tuple(run.seconds), calls=0)
     return record, executable
+
+
+def _generate_kernels(plans: Sequence[KernelPlan], steps: Schedule, config: Config) -> tuple[KernelSource, ...]:
+    """One KernelSource per plan. Plans that differ only in which buffers they touch share it: layers of a model."""
+    made: dict[Any, KernelSource] = {}
+    for plan in plans:
+        key = _signature(plan)
+        if key not in made:
+            made[key] = generate_kernel(plan, steps.table, config)
+    return tuple(made[_signature(plan)] for plan in plans)
+
+
+def _signature(plan: KernelPlan) -> Any:
+    """All that a kernel's text says: the plan, its buffers by position, hints by their last word ("weight")."""
+    position = {b.name: i for i, b in enumerate(plan.buffers)}
+    buffers = tuple(
+        (b.dtype, b.shape, b.strides, b.device, b.role, re.sub(r"\d+", "", b.hint.rsplit(".", 1)[-1]))
+        for b in plan.buffers
+    )
+    phases = tuple(
+        tuple(
+            (
+                i.out,
+                i.op,
+                i.args,
+                i.dtype,
+                i.attrs,
+                i.access and (position[i.access.buffer], i.access.index, i.access.mode),
+            )
+            for i in phase
+        )
+        for phase in plan.phases
+    )
+    ops = tuple(origin.op for origin in plan.origins)
+    return plan.axes, plan.dims, plan.strategy, plan.tile, plan.candidates, buffers, phases, ops
 
 
 class _Passes:
