@@ -1,0 +1,90 @@
+"""Machine code of generated kernels at realistic sizes: no spills on three architectures, loads of 16 bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fusec.codegen.kernel import generate_kernel
+from fusec.config import Config
+from fusec.ir.kernels import KernelPlan, KernelSource
+from fusec.lowering import lower
+from fusec.runtime.build import compile_request
+from fusec.runtime.compiler import Artifact, compile_kernel
+from fusec.runtime.resources import access_width
+from fusec.schedule import schedule, simplify
+from tests.differential.test_bytes import rms_norm, rotate_half
+from tests.property.harness import trace
+
+BF16 = torch.bfloat16
+ARCHITECTURES = (80, 90, 100)
+
+
+def of(*shape: int, dtype: torch.dtype = BF16) -> tuple[tuple[int, ...], torch.dtype]:
+    return shape, dtype
+
+
+def nhwc(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+# wide: every load and store of the kernel's contiguous operands is expected to be 16 bytes a thread.
+WIDE: dict[str, tuple[Callable[..., Any], tuple[tuple[tuple[int, ...], torch.dtype], ...]]] = {
+    "bias_gelu": (lambda x, b: F.gelu(x + b), (of(16384, 4096), of(4096))),
+    "swiglu": (lambda g, u: F.silu(g) * u, (of(8192, 11008), of(8192, 11008))),
+    "rms_norm": (rms_norm, (of(16384, 4096), of(4096))),
+    "layer_norm": (lambda x, w, b: F.layer_norm(x, (4096,), w, b), (of(16384, 4096), of(4096), of(4096))),
+    "residual_norm": (
+        lambda x, r, w, b: (x + r, F.layer_norm(x + r, (4096,), w, b)),
+        (of(16384, 4096), of(16384, 4096), of(4096), of(4096)),
+    ),
+    "softmax_8192": (lambda x: x.softmax(-1), (of(16384, 8192),)),
+    "softmax_131072": (lambda x: x.softmax(-1), (of(2048, 131072),)),
+    "rope": (lambda q, c, s: q * c + rotate_half(q) * s, (of(4, 32, 2048, 128), of(2048, 128), of(2048, 128))),
+    "full_sum": (lambda x: x.sum(), (of(16384, 2048, dtype=torch.float32),)),
+    "column_sum": (lambda x: x.sum(0), (of(16384, 2048, dtype=torch.float32),)),
+    "tanh_f32": (lambda x: torch.tanh(x) * 2, (of(4096, 4096, dtype=torch.float32),)),
+}
+NARROW: dict[str, tuple[Callable[..., Any], tuple[tuple[tuple[int, ...], torch.dtype], ...]]] = {
+    "transpose_pointwise": (lambda x, y: torch.relu(x.transpose(1, 2) + y), (of(8, 1024, 2048), of(8, 2048, 1024))),
+    "group_norm_silu": (lambda x: F.silu(F.group_norm(x, 32)), (of(16, 320, 64, 64),)),
+    "group_norm_nhwc": (lambda x: F.silu(F.group_norm(nhwc(x), 32)), (of(16, 320, 64, 64),)),
+    "odd_rows": (lambda x: x.softmax(-1), (of(1000, 1003),)),
+    "argmax": (lambda x: x.argmax(-1), (of(4096, 32000),)),
+    "f64_norm": (lambda x: F.layer_norm(x, (1024,)), (of(512, 1024, dtype=torch.float64),)),
+}
+
+
+def sources_of(name: str) -> list[tuple[KernelPlan, KernelSource]]:
+    fn, described = (WIDE | NARROW)[name]
+    config = Config(target="sm_90")
+    inputs = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in described]
+    steps = schedule(simplify(lower(trace(fn, *inputs), config), config), config)
+    return [(p, generate_kernel(p, steps.table, config)) for p in steps.steps if isinstance(p, KernelPlan)]
+
+
+def compiled(source: KernelSource, arch: int) -> Artifact:
+    return compile_kernel(compile_request(source, source.tile, arch))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*WIDE, *NARROW])
+def test_no_spills(name: str, arch: int) -> None:
+    for _, source in sources_of(name):
+        artifact = compiled(source, arch)
+        assert artifact.spills == 0, f"{source.name}: {artifact.registers} registers, {artifact.spills} bytes spilled"
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_contiguous_operands_move_sixteen_bytes_at_a_time(name: str) -> None:
+    plan, source = max(sources_of(name), key=lambda pair: pair[0].cost.bytes_read)
+    found = compiled(source, 90).instructions
+    loads = {i: n for i, n in found.items() if i.startswith("LDG")}
+    assert any(access_width(i) >= 16 for i in loads), f"{plan.name}: {found}\n{source.text}"
+    if plan.cost.bytes_written * 4 > plan.cost.bytes_read:
+        stores = [i for i in found if i.startswith("STG")]
+        assert any(access_width(i) >= 16 for i in stores), f"{plan.name}: {found}\n{source.text}"
