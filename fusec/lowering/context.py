@@ -63,11 +63,15 @@ class Context:
         return self.node.meta["val"]
 
     def result(self, index: int | None = None) -> Ref:
-        """A temporary for the op's result (its index-th result): dtype, shape and strides of the fake tensor."""
+        """A temporary for the op's result (its index-th result): dtype, shape and strides of the fake tensor.
+
+        Strides with gaps or repetition, which a buffer never has, become contiguous ones.
+        """
         meta = self.meta if index is None else self.meta[index]
         if str(meta.device) != self.device:
             raise NotLowered(f"the result lives on {meta.device}, the kernels run on {self.device}")
-        return self.temporary(meta.dtype, sizes(meta.shape), sizes(meta.stride()))
+        shape, strides = sizes(meta.shape), sizes(meta.stride())
+        return self.temporary(meta.dtype, shape, strides if is_dense(shape, strides) else None)
 
     # -- buffers ----------------------------------------------------------------------------------
 
@@ -173,6 +177,17 @@ class Context:
             nest.store(out, nest.p, nest.cast(nest.load(x, nest.p), dtype))
         return out
 
+    def copied(self, x: Ref, strides: Sequence[IndexLike], hint: str | None = None) -> TensorView:
+        """A copy with the strides that eager's tensor has: stride 0 where it repeats, contiguous where it has gaps."""
+        repeats = [s == 0 and n not in (0, 1) for n, s in zip(x.shape, strides, strict=True)]
+        once = [1 if repeated else n for n, repeated in zip(x.shape, repeats, strict=True)]
+        x_once = x.view(once, lambda c: c)
+        copy = self.materialize(x_once, strides if is_dense(once, strides) else None, hint=hint)
+        found = copy.tensor_view(strides)
+        assert found is not None
+        steps = tuple(0 if repeated else s for s, repeated in zip(found.strides, repeats, strict=True))
+        return TensorView(copy.buffer, x.shape, steps, 0)
+
     def view(self, x: Ref, strides: Sequence[IndexLike] | None = None) -> TensorView:
         """The view as a TensorView; a view that is not strided is materialized first.
 
@@ -180,9 +195,7 @@ class Context:
         """
         found = x.tensor_view(strides)
         if found is None:
-            usable = strides is not None and is_dense(x.shape, strides)
-            found = self.materialize(x, strides if usable else None).tensor_view(strides)
-        assert found is not None
+            return self.copied(x, contiguous_strides(x.shape) if strides is None else strides)
         return found
 
     def undo(self, buffers: int, nodes: int) -> None:

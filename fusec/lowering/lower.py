@@ -28,7 +28,7 @@ from fusec.errors import FallbackWarning, LoweringError
 from fusec.ir.index import as_int
 from fusec.ir.types import Extern, Origin, Output, Program, Role, TensorView
 from fusec.lowering.builder import KERNEL_DTYPES
-from fusec.lowering.context import Context, is_dense, sizes
+from fusec.lowering.context import Context, sizes
 from fusec.lowering.extern import lower_extern
 from fusec.lowering.origin import describe, origin_of
 from fusec.lowering.ref import Ref
@@ -189,20 +189,37 @@ class _Walk:
             if value is None or isinstance(value, int | torch.SymInt):
                 return value  # type: ignore[return-value]
             raise LoweringError(f"output {node.name!r} is a {type(value).__name__}; outputs are tensors, ints or None")
+        self._give_memory(node)
+        returned: Ref = self.env[node]
         self.context.node, self.context.origin = node, origin_of(node)
         strides = sizes(node.meta["val"].stride())
-        view = value.tensor_view(strides)
-        if view is not None and _same_strides(view, strides) and not self._hides_alias(node, value):
+        view = returned.tensor_view(strides)
+        if view is not None and _same_strides(view, strides):
             return view
-        copy = self.context.materialize(value, strides if is_dense(value.shape, strides) else None, hint=node.name)
-        return copy.tensor_view(strides)
+        return self.context.copied(returned, strides, hint=node.name)
 
-    def _hides_alias(self, node: fx.Node, value: Ref) -> bool:
-        """True for a value that eager returns in memory of its own and that is only a view here: x.repeat(1, 1)."""
+    def _give_memory(self, node: fx.Node) -> None:
+        """Before a value is returned: what eager makes in new memory, and is only an index here, becomes a buffer.
+
+        return x.repeat(1, 2)[:, ::3]   # the repeat is copied; the slice is a view of the copy
+        """
+        views: list[fx.Node] = []
         source = node
         while source.op == "call_function" and (source.target is operator.getitem or _is_view(source.target)):
+            views.append(source)
             source = source.args[0]  # type: ignore[assignment]
-        return source.op == "call_function" and self.maker[value.buffer] is not source and not _writes(source.target)
+        value = self.env[source]
+        if source.op != "call_function" or not isinstance(value, Ref) or _writes(source.target):
+            return
+        if self.maker[value.buffer] is source:
+            return
+        ctx = self.context
+        ctx.node, ctx.origin = source, origin_of(source)
+        copy = ctx.copied(value, sizes(source.meta["val"].stride()), hint=source.name)
+        self.maker[copy.buffer] = source
+        self.env[source] = Ref.of_view(copy, value.dtype, value.device)
+        for view in reversed(views):
+            self.visit(view)
 
     def program(self, name: str) -> Program:
         ctx = self.context

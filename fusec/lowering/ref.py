@@ -80,6 +80,12 @@ class Ref:
         """The same buffer under another shape and index."""
         return Ref(self.buffer, self.dtype, tuple(shape), index, self.stored, self.device)
 
+    @classmethod
+    def of_view(cls, view: TensorView, dtype: torch.dtype, device: str) -> Ref:
+        """The Ref of a strided view."""
+        index = linearize(coordinates(view.shape), view.strides, view.offset)
+        return cls(view.buffer, dtype, view.shape, index, dtype, device)
+
     def reshape(self, shape: Sequence[IndexLike]) -> Ref:
         """Row-major reshape of any view: linearize over the new shape, delinearize over the old."""
         if tuple(shape) == self.shape:
