@@ -20,9 +20,6 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import libdevice
 
-LAST_POSITION = tl.constexpr(9223372036854775807)  # a masked point of an argmax: loses every tie
-
-
 # -- elementwise, floating point ------------------------------------------------------------------
 
 
@@ -258,7 +255,8 @@ def pow(a: tl.tensor, b: tl.tensor) -> tl.tensor:
         result = a * 0 + 1
         base = a
         left = b
-        for _ in tl.static_range(a.dtype.primitive_bitwidth):
+        bits: tl.constexpr = a.dtype.primitive_bitwidth
+        for _ in tl.static_range(bits):
             result = tl.where(left & 1 != 0, result * base, result)
             base = base * base
             left = left >> 1
@@ -357,6 +355,7 @@ def _smaller(a: tl.tensor, a_at: tl.tensor, b: tl.tensor, b_at: tl.tensor) -> tu
 @triton.jit
 def argmax(x: tl.tensor, position: tl.tensor, axis: tl.constexpr = None) -> tl.tensor:
     """The lowest position that holds the largest value; NaN is largest."""
+    x, position = tl.broadcast(x, position)
     _, at = tl.reduce((x, position), axis, _larger, keep_dims=axis is not None)
     return at
 
@@ -364,6 +363,7 @@ def argmax(x: tl.tensor, position: tl.tensor, axis: tl.constexpr = None) -> tl.t
 @triton.jit
 def argmin(x: tl.tensor, position: tl.tensor, axis: tl.constexpr = None) -> tl.tensor:
     """The lowest position that holds the smallest value; NaN is smallest."""
+    x, position = tl.broadcast(x, position)
     _, at = tl.reduce((x, position), axis, _smaller, keep_dims=axis is not None)
     return at
 

@@ -179,5 +179,4 @@ device = SimpleNamespace(
     argmin=_positions(torch.lt),
     larger=_step(torch.gt),
     smaller=_step(torch.lt),
-    LAST_POSITION=9223372036854775807,
 )

@@ -203,11 +203,11 @@ class Emitter:
             self._set(instr, Value(operands[0].text, instr.dtype, self.values[source].ops))
             return
         value = Value(render(instr.op, operands, instr.dtype, self.precision), instr.dtype, ops)
-        if any(len(o.text.text) > 24 for o in operands) and len(value.text.text) > MAX_LINE:
+        loaded = instr.op == "cast" and "tl.load(" in operands[0].text.text
+        if not loaded and len(value.text.text) > MAX_LINE and any(len(o.text.text) > 24 for o in operands):
             operands = self._shortened(instr, operands, narrow)
             value = Value(render(instr.op, operands, instr.dtype, self.precision), instr.dtype, 1)
-        loaded = instr.op == "cast" and self.plan.body[self.analysis.defined[source]].op == "load"
-        if loaded and "tl.load" in value.text.text:
+        if loaded:
             self._name(instr, value)
         else:
             self._result(instr, value)

@@ -36,7 +36,7 @@ from fusec.codegen.names import Names, kernel_name
 from fusec.codegen.padding import choose_padding
 from fusec.codegen.tiles import Tiling, choose_tiling
 from fusec.config import Config
-from fusec.ir.index import IndexLike, as_int
+from fusec.ir.index import IndexLike, as_int, symbols_of
 from fusec.ir.kernels import DimKind, KernelPlan, KernelSource, Param
 from fusec.ir.types import Buffer, Role
 from fusec.kernels import device
@@ -96,13 +96,16 @@ def _dimension_names(plan: KernelPlan, names: Names) -> dict[str, str]:
 
 
 def _unit_stride_dims(plan: KernelPlan) -> Counter[str]:
-    """How many accesses move by one element along each tile dimension."""
+    """How many accesses that vary along several tile dimensions move by one element along each."""
     dim_of_axis = {a: d.name for d in plan.dims for a in d.axes}
     found: Counter[str] = Counter()
     for instr in plan.body:
         if instr.access is None:
             continue
-        for monomial, coefficient in instr.access.index.terms:
+        index = instr.access.index
+        if len({dim_of_axis[s.name] for s in symbols_of(index) if s.name in dim_of_axis}) < 2:
+            continue
+        for monomial, coefficient in index.terms:
             if coefficient == 1 and len(monomial) == 1 and monomial[0].key in dim_of_axis:
                 found[dim_of_axis[monomial[0].key]] += 1
     return found

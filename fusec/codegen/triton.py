@@ -218,6 +218,12 @@ def _invert(line: Line) -> Text:
     return Text(f"~{line.texts[0].wrap(UNARY)}", UNARY)
 
 
+def _invert_unsigned(line: Line) -> Text:
+    """Triton builds `~` from -1, which no unsigned type holds."""
+    ones = Text(str(2 ** (8 * line.operand_dtype.itemsize) - 1))
+    return infix(line.texts[0], "^", ones, XOR)
+
+
 def _isnan(line: Line) -> Text:
     value = line.texts[0].wrap(COMPARE + 1)
     return Text(f"{value} != {value}", COMPARE)
@@ -305,7 +311,7 @@ for _name in (
 _row("isnan", _by_dtype(floating=_isnan, integer=_never), widen=True)
 _row("isinf", _by_dtype(floating=_isinf, integer=_never))
 _row("signbit", _by_dtype(floating=_signbit, integer=_negative, boolean=_never, unsigned=_never))
-_row("not", _invert)
+_row("not", _by_dtype(floating=_invert, unsigned=_invert_unsigned))
 
 _row("add", _by_dtype(floating=_operator("+", ADD), boolean=_operator("|", OR)), literals=True)
 _row("sub", _by_dtype(floating=_operator("-", ADD), boolean=_operator("^", XOR)), literals=True)

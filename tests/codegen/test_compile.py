@@ -1,0 +1,109 @@
+"""The same texts through Triton's compiler for three architectures, on a machine without a GPU."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from fusec.codegen.triton import TEXT
+from fusec.ir.ops import OPS, OpKind
+from fusec.ir.types import Role
+from fusec.runtime.build import compile_request
+from fusec.runtime.compiler import Artifact, compile_kernel
+from tests.codegen.plans import Build, bf16, f32, generate, i64
+from tests.codegen.samples import BLOCKS, SAMPLES
+from tests.codegen.test_ops import BITS, FLOAT_ONLY, INT_ONLY, pointwise
+
+# 16-byte (loads, stores) of these kernels: every contiguous access, counted once an instruction.
+WIDE = {
+    "swiglu": (2, 1),
+    "bias_gelu": (2, 1),
+    "softmax": (1, 1),
+    "layer_norm": (4, 1),
+    "looped_layer_norm": (32, 4),
+    "transpose": (2, 2),
+    "embedding": (2, 1),
+    "cat": (2, 1),
+    "column_sum": (8, 0),
+}
+
+
+def compiled(build: Build, arch: int = 90, **blocks: int) -> Artifact:
+    source = generate(build, **blocks)
+    return compile_kernel(compile_request(source, source.tile, arch))
+
+
+def wide(instructions: dict[str, int], kind: str) -> int:
+    return sum(count for name, count in instructions.items() if name.startswith(kind) and "128" in name)
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("name", SAMPLES)
+def test_compiles_without_spills(name: str, arch: int) -> None:
+    artifact = compiled(SAMPLES[name](), arch, **BLOCKS[name])
+    assert artifact.spills == 0
+    if arch == 90 and name in WIDE:
+        loads, stores = WIDE[name]
+        assert wide(artifact.instructions, "LDG") >= loads, artifact.instructions
+        assert wide(artifact.instructions, "STG") >= stores, artifact.instructions
+
+
+@pytest.mark.parametrize("dtype", [f32, torch.float64, bf16, i64, torch.uint8, torch.bool], ids=str)
+def test_every_op_compiles(dtype: torch.dtype) -> None:
+    """All ops a dtype has, in one kernel."""
+    floating = dtype.is_floating_point
+    logical = {"and", "or", "xor", "not", "add", "mul", "minimum", "maximum", "eq", "ne", "lt", "le", "gt", "ge"}
+    build = Build(x=4096)
+    build.buffer("x", dtype, (4096,))
+    build.buffer("y", dtype, (4096,))
+    at = build.index(x0=1)
+    x, y = build.load("x", at), build.load("y", at)
+    for name, info in OPS.items():
+        if info.kind is not OpKind.POINTWISE or name in ("cast", "bitcast", "where"):
+            continue
+        if (floating and name in INT_ONLY | BITS) or (not floating and name in FLOAT_ONLY):
+            continue
+        if dtype is torch.bool and name not in logical:
+            continue
+        value = build.op(name, *(x, y)[: info.arity])
+        build.buffer(f"out_{name}", build.dtypes[value], (4096,), Role.OUTPUT)
+        build.store(f"out_{name}", at, value)
+    artifact = compiled(build, x=256)
+    assert artifact.cubin, f"{len(TEXT)} rows"
+
+
+@pytest.mark.parametrize("looped", [False, True])
+@pytest.mark.parametrize("dtype", [f32, bf16, i64, torch.int8, torch.bool], ids=str)
+def test_every_reduction_compiles(dtype: torch.dtype, looped: bool) -> None:
+    build = Build(looped=looped, x=64, r=1000)
+    build.buffer("x", dtype, (64, 1000))
+    x = build.load("x", build.index(x0=1000, r0=1))
+    position = build.position(build.axis("r0"))
+    for name, info in OPS.items():
+        if info.kind is not OpKind.REDUCTION or (name in ("any", "all")) != (dtype is torch.bool):
+            continue
+        value = build.op(name, x, position) if info.arity == 2 else build.op(name, x)
+        build.buffer(f"out_{name}", build.dtypes[value], (64,), Role.OUTPUT)
+        build.store(f"out_{name}", build.index(x0=1), value)
+    assert compiled(build, x=4, **({"r": 256} if looped else {})).spills == 0
+
+
+def test_eager_precision_divides_correctly_rounded() -> None:
+    x = torch.ones(4096)
+    source = generate(pointwise("div", x, x, precision="eager"))
+    assert "tl.div_rn(x, y)" in source.text
+    assert compile_kernel(compile_request(source, source.tile, 90)).cubin
+
+
+def test_one_float32_reduction_of_every_rank() -> None:
+    """A kernel without a grid reduces to a scalar."""
+    build = Build(r=5000)
+    build.buffer("x", f32, (5000,))
+    build.buffer("out", f32, (), Role.OUTPUT)
+    total = build.op("sum", build.load("x", build.index(r0=1)))
+    build.store("out", build.index(), total)
+    source = generate(build)
+    assert re.search(r"tl\.store\(out_ptr, total\)", source.text)
+    assert compile_kernel(compile_request(source, source.tile, 90)).spills == 0
