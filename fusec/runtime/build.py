@@ -12,8 +12,9 @@ cache keeps a manifest of it, so that a second process can tell that it met the 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +36,10 @@ from fusec.runtime.tune import tile_to_json
 from fusec.runtime.worker import TIMEOUT, compile_all
 
 __all__ = ["Counters", "Executable", "build", "build_kernels", "compile_request"]
+
+log = logging.getLogger(__name__)
+
+_MAX_WARPS = 32
 
 
 class Counters(Protocol):
@@ -80,6 +85,9 @@ def build_kernels(
         for arch in target.archs:
             jobs += _jobs(kernel, arch, cache, tune=config.mode == "max-autotune" and target.device == "cuda")
     _compile(jobs, cache, config, counters, timeout)
+    _compile(_jobs_without_spills(kernels.values()), cache, config, counters, timeout)
+    for kernel in kernels.values():
+        _leave_spilling_tile(kernel)
     return tuple(kernels[_identity(source)] for source in sources)
 
 
@@ -113,6 +121,35 @@ def _jobs(kernel: Kernel, arch: int, cache: Cache, tune: bool) -> list[Job]:
     kernel.on_tuned = lambda _, tile: cache.put(key, Entry({"tile": digest(tile_to_json(tile))}, b""))
     others = [Job(kernel, tile, arch, optional=True) for tile in source.candidates if tile != source.tile]
     return [Job(kernel, source.tile, arch), *others]
+
+
+def _jobs_without_spills(kernels: Iterable[Kernel]) -> list[Job]:
+    """Other tiles for every kernel that spills: the planner's, then the same blocks shared by more warps."""
+    jobs = []
+    for kernel in kernels:
+        tile = kernel.source.tile
+        warps = [n for n in (2 * tile.num_warps, 4 * tile.num_warps) if n <= _MAX_WARPS]
+        others = dict.fromkeys((*kernel.source.candidates, *(replace(tile, num_warps=n) for n in warps)))
+        for arch, artifact in kernel.artifacts.items():
+            if artifact.spills and not kernel.candidates.get(arch):
+                jobs += [Job(kernel, other, arch, optional=True) for other in others if other != tile]
+    return jobs
+
+
+def _leave_spilling_tile(kernel: Kernel) -> None:
+    """Replace a binary that spills by the first candidate that spills least; the other candidates are dropped."""
+    for arch, artifact in list(kernel.artifacts.items()):
+        candidates = kernel.candidates.get(arch, [])
+        if not artifact.spills or not candidates:
+            continue
+        tile, best = min(candidates, key=lambda c: c[1].spills)
+        if best.spills < artifact.spills:
+            log.info(
+                "fusec: %s spills %d bytes with %s; %s instead", kernel.name, artifact.spills, kernel.source.tile, tile
+            )
+            kernel.tiles[arch], kernel.artifacts[arch] = tile, best
+        if kernel.on_tuned is None:
+            del kernel.candidates[arch]
 
 
 def _device_name() -> str:

@@ -19,7 +19,6 @@ import itertools
 import logging
 import textwrap
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -74,7 +73,7 @@ class InterpretedKernel:
         for name, value in function.__globals__.items():
             if value is device:  # helpers: PyTorch on whole arrays in place of libdevice
                 function.__globals__[name] = interpreted_device
-        self.function = interpreted(function)
+        self.function = rewrite(function)
 
     def launch(
         self,
@@ -160,8 +159,7 @@ def _interpreted_language(memory: Memory, grid: tuple[int, ...]) -> Iterator[Non
     try:
         for target, name, value, _ in changes:
             setattr(target, name, value)
-        with np.errstate(all="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
+        with np.errstate(all="ignore"):
             yield
     finally:
         for target, name, _, original in reversed(changes):
@@ -233,6 +231,11 @@ def _call_interpreted(function: Any, *args: Any, **kwargs: Any) -> Any:
 
 @cache
 def interpreted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`rewrite`, remembered for functions that live as long as the process."""
+    return rewrite(function)
+
+
+def rewrite(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with every assigned value turned into a Triton value, as the compiler would."""
     lines, first = inspect.getsourcelines(function)
     tree = ast.parse(textwrap.dedent("".join(lines)))

@@ -17,6 +17,7 @@ from fusec.ir.kernels import KernelSource, Tile
 from fusec.runtime import build as build_module
 from fusec.runtime import cache as cache_module
 from fusec.runtime.build import build, build_kernels, cache_key, compile_request
+from fusec.runtime.compiler import compile_kernel
 from fusec.runtime.resources import access_width
 from fusec.runtime.target import Target
 from tests.runtime.samples import add_one, counters, kernel, program, row_softmax
@@ -55,15 +56,29 @@ def test_pointers_that_are_not_aligned_are_not_read_16_bytes_at_a_time(config: C
     assert {access_width(i) for i in found.instructions} == {4}
 
 
-def test_spills_are_read_back(config: Config) -> None:
+def spilling() -> KernelSource:
     lines = ["x0 = tl.arange(0, XBLOCK)"]
     lines += [f"a{i} = tl.load(x_ptr + x0 + {i} * XBLOCK)" for i in range(12)]
     lines += ["tl.debug_barrier()"]
     lines += [f"tl.store(x_ptr + x0 + {i} * XBLOCK, a{i} * a{(i + 5) % 12})" for i in range(12)]
-    source = kernel("spills", "\n".join(lines), {"x_ptr": torch.float32}, {"x": 4096}, [(1, None)])
-    artifact = compiled(source, config, (90,)).artifacts[90]
+    return kernel("spills", "\n".join(lines), {"x_ptr": torch.float32}, {"x": 4096}, [(1, None)])
+
+
+def test_spills_are_read_back() -> None:
+    source = spilling()
+    artifact = compile_kernel(compile_request(source, source.tile, 90))
     assert artifact.spills > 0
     assert any(name.startswith("STL") for name in artifact.instructions)
+
+
+def test_a_tile_that_spills_is_replaced_by_one_that_does_not(config: Config) -> None:
+    found = compiled(spilling(), config, (90,))
+    assert found.artifact.spills == 0
+    assert found.tiles[90].num_warps == found.artifact.num_warps > found.source.tile.num_warps
+    assert not found.candidates
+    again = compiled(spilling(), config, (90,))
+    assert again.cached
+    assert again.tiles == found.tiles
 
 
 def test_shared_memory_is_read_back(config: Config) -> None:

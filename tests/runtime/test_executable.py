@@ -9,6 +9,7 @@ import torch
 
 from fusec.config import Config
 from fusec.errors import BuildError, FusecError, TargetError
+from fusec.ir.types import Extern
 from fusec.runtime.build import build
 from fusec.runtime.executable import Runtime, same_strides
 from fusec.runtime.target import parse_arch, resolve_target
@@ -151,3 +152,18 @@ def test_constants_reach_the_wrapper() -> None:
     text = 'def call(args, rt):\n    rt.launch[0](rt.constants["c"], args[0])\n    return (args[0],)\n'
     (out,) = build(schedule, plan, [source], text, NO_CACHE)(x)
     assert out.tolist() == [6.0] * 8
+
+
+def test_an_input_written_in_place_is_written_even_when_a_copy_was_used() -> None:
+    x = torch.zeros(8, 4)
+    source = add_one(32)
+    schedule, plan, _ = program(source, x)
+    step = Extern("e", torch.ops.aten.add_.Tensor, (), (), (None,), mutates=("x",))
+    schedule = replace(schedule, steps=(step,), outputs=())
+    text = "def call(args, rt):\n    rt.extern[0](args[0], 2.0)\n    return ()\n"
+    run = build(schedule, plan, [], text, NO_CACHE)
+    other = torch.zeros(4, 8).t()
+    run(x)
+    run(other)
+    assert x.eq(2).all()
+    assert other.eq(2).all()
