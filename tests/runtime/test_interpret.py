@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
@@ -258,3 +262,40 @@ def test_a_helper_of_a_real_module_is_interpreted() -> None:
     run(kernel("sig", body, dict.fromkeys(("x_ptr", "out_ptr"), torch.float32), ONE, [(1, None)]), x, out)
     torch.testing.assert_close(out, x.sigmoid(), rtol=1e-6, atol=1e-7)
     assert triton.__version__
+
+
+def test_threads_take_turns() -> None:
+    source, failures = row_softmax(16, 100, 4), []
+
+    def work(seed: int) -> None:
+        x = torch.randn(16, 100, generator=torch.Generator().manual_seed(seed))
+        for _ in range(5):
+            out = torch.empty_like(x)
+            run(source, x, out)
+            if not torch.allclose(out, x.softmax(1), atol=1e-6):
+                failures.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+INTERPRET_EVERYTHING = """
+import torch, triton
+from tests.runtime.samples import row_softmax, run
+assert triton.knobs.runtime.interpret
+x = torch.randn(4, 100)
+out = torch.empty_like(x)
+run(row_softmax(4, 100, 2), x, out)
+torch.testing.assert_close(out, x.softmax(1), rtol=2e-6, atol=1e-7)
+"""
+
+
+def test_a_process_with_triton_interpret_set() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", INTERPRET_EVERYTHING]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
