@@ -29,7 +29,7 @@ CORE := $(VENV)/.core-$(DEVICE)
 DEV := $(VENV)/.dev-$(DEVICE)
 DEMO := $(VENV)/.demo-$(DEVICE)
 RULES := pyproject.toml constraints.txt
-PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q -c $(PIN)
+PIP = PYTHONWARNINGS=ignore PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q -c $(PIN)
 
 .PHONY: help setup deps demo test lint format gpu clean
 

@@ -32,6 +32,7 @@ from bench.table import timings
 ROOT = Path(__file__).resolve().parent.parent
 NO_GPU = "no NVIDIA GPU here: GPU tests and benchmark did not run"
 TESTS_SHARE = 0.5
+DEVICE = "cuda"
 CASE_SHARE = 2.0  # a case may take this many times an even share of what is left
 
 
@@ -135,7 +136,7 @@ def measure(path: Path, names: Sequence[str] | None, budget: Budget) -> int:
 def measure_case(case: Case, budget: Budget) -> list[Row]:
     torch.manual_seed(0)
     try:
-        work = case.build("cuda")
+        work = case.build(DEVICE)
         return compare(case, work, variants(work), budget)
     except Exception as error:  # one case that fails must not take the others' results with it
         return [Row(case.name, "all", case.sizes, note=f"{type(error).__name__}: {error}".splitlines()[0][:160])]

@@ -143,14 +143,14 @@ def compare(case: Case, work: Work, variants: Mapping[str, Callable[..., Any]], 
         if budget.left == 0.0:
             break
     del expected
-    half = torch.empty(max(total // 2, 1), dtype=torch.int8, device="cuda")
+    device = tensors_of(work.args)[0].device
+    half = torch.empty(max(total // 2, 1), dtype=torch.int8, device=device)
     timers.append(Timer(Row(case.name, "clone", "", 2 * half.numel()), half.clone))
-    _interleave(timers, budget)
+    _interleave(timers, torch.empty(CACHE_FLUSH_BYTES, dtype=torch.int8, device=device), budget)
     return rows + with_share([t.finished() for t in timers if t.events])
 
 
-def _interleave(timers: Sequence[Timer], budget: Budget) -> None:
-    flush = torch.empty(CACHE_FLUSH_BYTES, dtype=torch.int8, device="cuda")
+def _interleave(timers: Sequence[Timer], flush: torch.Tensor, budget: Budget) -> None:
     for _ in range(3):
         for timer in timers:
             timer.call()

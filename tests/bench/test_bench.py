@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench import gpu, table
+from bench import gpu, measure, table
 from bench.budget import Budget, seconds
 from bench.cases import CASES
 from bench.measure import bytes_once, quantile, relative_error, summary, tensors_of, with_share
@@ -167,6 +168,70 @@ def test_a_process_ends_with_its_share(capsys: pytest.CaptureFixture[str]) -> No
     assert rc == 124 and took < 10
     assert lines[0] == "begun" and "share of the budget" in lines[1]
     assert "begun" in capsys.readouterr().out
+
+
+class FakeEvent:
+    """A CUDA event whose clock is a counter: every record is one millisecond later."""
+
+    ticks = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        self.at = 0.0
+
+    def record(self) -> None:
+        FakeEvent.ticks += 1.0
+        self.at = FakeEvent.ticks
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return end.at - self.at
+
+
+@pytest.fixture
+def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timing loop on the CPU: events count, memory is zero."""
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    for name in ("memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 0)
+    monkeypatch.setattr(measure, "CACHE_FLUSH_BYTES", 1024)
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu, "CASES", {n: replace(CASES[n], full=CASES[n].small) for n in ("bias_gelu", "swiglu")})
+
+
+def broken(*args: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("no compiler\nat all")
+
+
+@pytest.mark.usefixtures("without_cuda")
+def test_variants_are_compared_and_a_broken_one_is_noted() -> None:
+    case = CASES["bias_gelu"]
+    work = case.build("cpu", small=True)
+    variants = {"eager": work.fn, "fusec": lambda x, b: work.fn(x, b) * 2, "torch.compile": broken}
+    rows = {r.variant: r for r in measure.compare(case, work, variants, Budget(60.0, 0.0, lambda: 0.0))}
+    assert rows["eager"].median_us == rows["clone"].median_us == 1000.0
+    assert rows["eager"].error is None and rows["fusec"].error == pytest.approx(1.0, abs=0.1)
+    assert rows["eager"].bytes == 2 * (5 * 33 + 33 + 5 * 33)
+    assert rows["torch.compile"].note == "RuntimeError: no compiler" and rows["torch.compile"].median_us is None
+    assert rows["fusec"].share == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.usefixtures("without_cuda")
+def test_the_benchmark_keeps_every_case_it_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "variants", lambda work: {"eager": work.fn})
+    path = tmp_path / "gpu.json"
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 1.0
+        return now[0]
+
+    assert gpu.measure(path, None, Budget(1e6, 0.0, clock)) == 0
+    whole = Result.read(path)
+    assert whole.complete and [r.case for r in whole.rows] == ["bias_gelu", "bias_gelu", "swiglu", "swiglu"]
+    gpu.measure(path, None, Budget(now[0] + 4.0, 0.0, clock))
+    partial = Result.read(path)
+    assert not partial.complete and {r.case for r in partial.rows} == {"bias_gelu"}
 
 
 def test_a_partial_result_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
