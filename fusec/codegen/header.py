@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from fusec.codegen.names import comment
+from fusec.ir.index import as_int
 from fusec.ir.kernels import KernelPlan
 from fusec.ir.types import Buffer, Origin
 
@@ -48,7 +49,8 @@ def header(plan: KernelPlan, name: str, pointers: Mapping[str, str]) -> list[str
 
 
 def _tile(plan: KernelPlan) -> str:
-    blocks = " ".join(f"{dim.upper()}BLOCK={block}" for dim, block in plan.tile.blocks)
+    live = {d.name for d in plan.dims if as_int(plan.extent(d)) != 1}
+    blocks = " ".join(f"{dim.upper()}BLOCK={block}" for dim, block in plan.tile.blocks if dim in live)
     warps = f"{plan.tile.num_warps} warp{'s' if plan.tile.num_warps > 1 else ''}"
     return f"{blocks}, {warps}" if blocks else warps
 

@@ -12,7 +12,7 @@ long as the final value fits; only what is divided must fit by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fusec.codegen.text import ADD, ATOM, MUL, UNARY, Text, infix
@@ -70,15 +70,10 @@ class IndexPrinter:
         return not fits_int32(flat) or any(self.wide(s) for s in symbols_of(flat))
 
     def _sum(self, flat: Expr, widen: bool) -> Text:
+        terms = _positive_first(flat)
+        casts = self._casts(terms) if widen else [False] * len(terms)
         result: Text | None = None
-        prefix: Expr = as_expr(0)
-        wide = False
-        for monomial, coefficient in _positive_first(flat):
-            alone = Expr(((monomial, coefficient),))
-            prefix = prefix + alone
-            # A term is made 64-bit where it, or the 32-bit sum up to it, may not fit.
-            cast = widen and bool(monomial) and not (fits_int32(alone) and (wide or fits_int32(prefix)))
-            wide = wide or cast or any(self._is_wide_atom(a) for a in monomial)
+        for (monomial, coefficient), cast in zip(terms, casts, strict=True):
             term = self._term(monomial, abs(coefficient), cast)
             if result is None:
                 result = term if coefficient >= 0 else Text(f"-{term.wrap(UNARY)}", UNARY)
@@ -86,6 +81,24 @@ class IndexPrinter:
                 result = infix(result, "+" if coefficient >= 0 else "-", term, ADD)
         assert result is not None
         return result
+
+    def _casts(self, terms: Sequence[tuple[Monomial, int]]) -> list[bool]:
+        """Which terms are made 64-bit: those where the term, or the 32-bit sum up to it, may not fit."""
+        casts: list[bool] = []
+        prefix: Expr = as_expr(0)
+        wide = False
+        for monomial, coefficient in terms:
+            alone = Expr(((monomial, coefficient),))
+            prefix = prefix + alone
+            holds = any(self._is_wide_atom(a) for a in monomial)
+            overflows = not fits_int32(alone) or (not wide and not fits_int32(prefix))
+            cast = bool(monomial) and not holds and overflows
+            if not monomial and overflows and not wide:
+                wide = True  # a constant past 32 bits is a 64-bit literal; one that overflows the sum needs a cast
+                casts = [k == 0 and fits_int32(alone) for k in range(len(casts))]
+            casts.append(cast)
+            wide = wide or cast or holds
+        return casts
 
     def _term(self, monomial: Monomial, magnitude: int, cast: bool) -> Text:
         factors = [self._atom(a) for a in monomial]

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fusec.codegen.names import Names
-from fusec.ir.index import Expr, IndexLike, as_int, axis_symbol, bounds, delinearize
+from fusec.ir.index import Expr, IndexLike, as_expr, as_int, axis_symbol, bounds, delinearize
 from fusec.ir.kernels import DimKind, KernelPlan, Tile, TileDim
 from fusec.ir.types import Axis
 
@@ -66,6 +66,8 @@ class Dim:
 
     def axis_exprs(self) -> dict[str, Expr]:
         """Each kernel axis of the dimension over the flattened index."""
+        if as_int(self.extent) == 0:  # its accesses must keep their mask, which is false everywhere
+            return {a.name: self.symbol if a.extent == 0 else as_expr(0) for a in self.axes}
         values = delinearize(self.symbol, [a.extent for a in self.axes])
         return {a.name: v for a, v in zip(self.axes, values, strict=True)}
 

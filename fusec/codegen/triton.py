@@ -104,6 +104,8 @@ def literal(value: Any, dtype: torch.dtype) -> Text:
         number = int(value)
         return Text(str(number), ATOM if number >= 0 else UNARY)
     real = float(value)
+    if dtype in _LOW_PRECISION:
+        real = float(torch.tensor(real, dtype=dtype))  # written in float32, it must hold the rounded value
     if math.isnan(real):
         return Text('float("nan")')
     if math.isinf(real):
