@@ -18,7 +18,8 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from fusec.ir.index import Expr, IndexLike, Sym, as_int, evaluate, substitute, symbols_of, value_symbol
 from fusec.ir.types import Access, Attr, Axis, Instr
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 ENUMERATION_LIMIT = 1 << 20  # points enumerated when no closed form is known
+Integers = npt.NDArray[np.int64]  # numpy, because this runs while torch traces with fake tensors
 
 
 # -- what a value depends on ----------------------------------------------------------------------
@@ -187,7 +189,7 @@ def _unique(index: Expr, extents: tuple[tuple[str, int], ...]) -> int | None:
     if any(s.kind != "axis" or s.name not in sizes for s in symbols_of(index)):
         return None
     digits: list[tuple[int, int]] = []
-    ragged: list[torch.Tensor] = []  # value sets that are no sums of progressions
+    ragged: list[Integers] = []  # value sets that are no sums of progressions
     for part in _independent_parts(index):
         linear = part.linear()
         if linear is not None:
@@ -223,14 +225,13 @@ def _independent_parts(index: Expr) -> list[Expr]:
     return [term for _, term in groups]
 
 
-def _values(part: Expr, sizes: Mapping[str, int]) -> torch.Tensor | None:
+def _values(part: Expr, sizes: Mapping[str, int]) -> Integers | None:
     """The distinct values of an expression, sorted; None beyond the limit."""
     names = sorted({s.name for s in symbols_of(part)})
     if prod(sizes[n] for n in names) > ENUMERATION_LIMIT:
         return None
-    env = {n: torch.arange(sizes[n]).view([-1 if m == n else 1 for m in names]) for n in names}
-    values: torch.Tensor = torch.unique(evaluate(part, env))
-    return values
+    env = {n: np.arange(sizes[n]).reshape([-1 if m == n else 1 for m in names]) for n in names}
+    return np.unique(evaluate(part, env))
 
 
 def _progressions(values: list[int]) -> list[tuple[int, int]] | None:
@@ -267,12 +268,12 @@ def _count(digits: list[tuple[int, int]]) -> int | None:
     return below * steps
 
 
-def _count_sums(digits: list[tuple[int, int]], ragged: list[torch.Tensor]) -> int | None:
+def _count_sums(digits: list[tuple[int, int]], ragged: list[Integers]) -> int | None:
     """The same by enumeration, of progressions and of other value sets."""
-    sets = [stride * torch.arange(extent) for stride, extent in digits] + ragged
-    sums = torch.zeros(1, dtype=torch.int64)
+    sets: list[Integers] = [stride * np.arange(extent) for stride, extent in digits] + ragged
+    sums: Integers = np.zeros(1, dtype=np.int64)
     for values in sets:
-        if sums.numel() * values.numel() > ENUMERATION_LIMIT:
+        if sums.size * values.size > ENUMERATION_LIMIT:
             return None
-        sums = torch.unique(sums.view(-1, 1) + values)
-    return int(sums.numel())
+        sums = np.unique(sums.reshape(-1, 1) + values)
+    return int(sums.size)

@@ -19,9 +19,10 @@ import torch
 
 from fusec.ir import index as ix
 from fusec.ir.index import Expr, IndexLike
-from fusec.ir.kernels import Schedule
+from fusec.ir.kernels import KernelPlan, Schedule
+from fusec.ir.modes import real_tensors
 from fusec.ir.ops import OPS, OpKind, identity
-from fusec.ir.types import AccessMode, Axis, Buffer, Extern, Instr, Output, Program, TensorView
+from fusec.ir.types import AccessMode, Axis, Buffer, Extern, Instr, LoopNest, Output, Program, TensorView
 
 __all__ = ["evaluate_nest", "evaluate_program", "evaluate_schedule", "storage_size"]
 
@@ -198,28 +199,31 @@ def evaluate_program(
     program: Program, inputs: Sequence[Any], *, on_value: Observer | None = None, sizes: Sizes | None = None
 ) -> list[Any]:
     """The outputs of a Program for these inputs: tensors, ints and None as `program.outputs` says."""
-    sizes = sizes or {}
-    memory = _prepare(program, inputs, sizes)
-    for node in program.nodes:
-        if isinstance(node, Extern):
-            _call(node, program.table, memory, sizes)
-        else:
-            _run(node.name, node.axes, node.body, program.table, memory, on_value, sizes)
-    return _results(program.outputs, memory, sizes)
+    return _evaluate(program, program.nodes, inputs, on_value, sizes or {})
 
 
 def evaluate_schedule(
     schedule: Schedule, inputs: Sequence[Any], *, on_value: Observer | None = None, sizes: Sizes | None = None
 ) -> list[Any]:
     """The outputs of a Schedule, each kernel's body evaluated as a nest over the kernel axes."""
-    sizes = sizes or {}
-    memory = _prepare(schedule, inputs, sizes)
-    for step in schedule.steps:
-        if isinstance(step, Extern):
-            _call(step, schedule.table, memory, sizes)
-        else:
-            _run(step.name, step.axes, step.body, schedule.table, memory, on_value, sizes)
-    return _results(schedule.outputs, memory, sizes)
+    return _evaluate(schedule, schedule.steps, inputs, on_value, sizes or {})
+
+
+def _evaluate(
+    graph: Program | Schedule,
+    steps: Sequence[LoopNest | KernelPlan | Extern],
+    inputs: Sequence[Any],
+    on_value: Observer | None,
+    sizes: Sizes,
+) -> list[Any]:
+    with real_tensors(), torch.no_grad():
+        memory = _prepare(graph, inputs, sizes)
+        for step in steps:
+            if isinstance(step, Extern):
+                _call(step, graph.table, memory, sizes)
+            else:
+                evaluate_nest(step.axes, step.body, graph.table, memory, name=step.name, on_value=on_value, sizes=sizes)
+        return _results(graph.outputs, memory, sizes)
 
 
 def _prepare(graph: Program | Schedule, inputs: Sequence[Any], sizes: Sizes) -> dict[str, torch.Tensor]:
@@ -230,18 +234,6 @@ def _prepare(graph: Program | Schedule, inputs: Sequence[Any], sizes: Sizes) -> 
     for name, value in (*given, *graph.constants):
         _write(memory[name], graph.table[name], value, sizes)
     return memory
-
-
-def _run(
-    name: str,
-    axes: Sequence[Axis],
-    body: Sequence[Instr],
-    table: Mapping[str, Buffer],
-    memory: Memory,
-    on_value: Observer | None,
-    sizes: Sizes,
-) -> None:
-    evaluate_nest(axes, body, table, memory, name=name, on_value=on_value, sizes=sizes)
 
 
 def _call(extern: Extern, table: Mapping[str, Buffer], memory: Memory, sizes: Sizes) -> None:

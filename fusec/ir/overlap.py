@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-import torch
+import numpy as np
 
+from fusec.ir.analysis import Integers
 from fusec.ir.index import Expr, as_int, bounds, evaluate, mod, symbols_of
 from fusec.ir.types import Axis
 
@@ -32,8 +33,8 @@ class Written:
     masked: bool = False
 
 
-def addresses(index: Expr, axes: Sequence[Axis], limit: int = POINTS) -> torch.Tensor | None:
-    """Every address as a flat int64 tensor; None beyond the limit or when symbols are not static axes."""
+def addresses(index: Expr, axes: Sequence[Axis], limit: int = POINTS) -> Integers | None:
+    """Every address as a flat int64 array; None beyond the limit or when symbols are not static axes."""
     symbols = symbols_of(index)
     used = [a for a in axes if any(s.name == a.name for s in symbols)]
     extents = [as_int(a.extent) for a in used]
@@ -43,11 +44,10 @@ def addresses(index: Expr, axes: Sequence[Axis], limit: int = POINTS) -> torch.T
     if prod(sizes) > limit:
         return None
     env = {
-        a.name: torch.arange(n).view([-1 if i == j else 1 for j in range(len(sizes))])
+        a.name: np.arange(n).reshape([-1 if i == j else 1 for j in range(len(sizes))])
         for i, (a, n) in enumerate(zip(used, sizes, strict=True))
     }
-    value = evaluate(index, env)
-    return value.reshape(-1) if isinstance(value, torch.Tensor) else torch.tensor([value])
+    return np.asarray(evaluate(index, env), dtype=np.int64).reshape(-1)
 
 
 def provably_disjoint(a: Expr, b: Expr) -> bool:
@@ -72,4 +72,4 @@ def stores_overlap(a: Written, b: Written) -> bool:
     mine, other = addresses(a.index, a.axes), addresses(b.index, b.axes)
     if mine is None or other is None:
         return a.index == b.index and not any(x.extent == 0 for x in (*a.axes, *b.axes))
-    return bool(torch.isin(mine, other).any())
+    return bool(np.isin(mine, other).any())

@@ -27,6 +27,7 @@ from fusec.ir.types import AccessMode, Attr, Axis, Buffer, Extern, Instr, LoopNe
 
 __all__ = [
     "dtype_name",
+    "format_body",
     "format_buffer",
     "format_bytes",
     "format_extern",

@@ -23,9 +23,10 @@ from functools import lru_cache
 
 import torch
 
-from fusec.ir.analysis import eliminate_dead, instr_key, map_exprs, rename
-from fusec.ir.index import Expr, IndexLike, as_expr, bounds, symbols_of
-from fusec.ir.ops import OPS, OpKind
+from fusec.ir.analysis import attr_key, eliminate_dead, instr_key, map_exprs, rename
+from fusec.ir.index import Expr, IndexLike, Sym, as_expr, bounds, symbols_of
+from fusec.ir.modes import real_tensors
+from fusec.ir.ops import OPS, Evaluate, OpKind
 from fusec.ir.types import Attr, Axis, Instr
 
 __all__ = ["RULES", "Rule", "simplify_body"]
@@ -303,13 +304,20 @@ def _applies(body: Body, rule: Rule, bound: dict[str, str]) -> bool:
 def _fold_constants(body: Body, instr: Instr) -> Instr | None:
     """op(c1, c2) -> c"""
     evaluate = OPS[instr.op].evaluate
-    operands = []
-    for name in instr.args:
-        value = body.literal(name)
-        if value is None or evaluate is None:
-            return None
-        operands.append(torch.full((), value, dtype=body.defs[name].dtype))
-    assert evaluate is not None
+    values = [body.literal(name) for name in instr.args]
+    if evaluate is None or None in values:
+        return None
+    with real_tensors():
+        operands = [_scalar(v, body.defs[name].dtype) for v, name in zip(values, instr.args, strict=True)]
+        return _evaluated(instr, evaluate, operands)
+
+
+def _scalar(value: bool | int | float | None, dtype: torch.dtype) -> torch.Tensor:
+    assert value is not None
+    return torch.full((), value, dtype=dtype)
+
+
+def _evaluated(instr: Instr, evaluate: Evaluate, operands: Sequence[torch.Tensor]) -> Instr | None:
     try:
         return _const(instr, evaluate(*operands).item())
     except RuntimeError:  # integer division by zero: PyTorch raises it when the line runs
@@ -364,7 +372,8 @@ def _cast(body: Body, instr: Instr) -> str | Instr | None:
         return inner.out
     value = body.literal(instr.args[0])
     if value is not None and (math.isfinite(value) or instr.dtype.is_floating_point):
-        return _const(instr, torch.full((), value, dtype=inner.dtype).to(instr.dtype).item())
+        with real_tensors():
+            return _const(instr, _scalar(value, inner.dtype).to(instr.dtype).item())
     if inner.op == "cast" and _exact(body.defs[inner.args[0]].dtype, inner.dtype):
         return replace(instr, args=inner.args)
     return None
@@ -410,10 +419,14 @@ def _index_arithmetic(body: Body, instr: Instr) -> Instr | None:
     return replace(instr, op="index", args=(), attrs=(("expr", expr),))
 
 
-def _constant_index(body: Body, instr: Instr) -> Instr | None:
-    """index 7 -> const 7"""
+def _plain_index(body: Body, instr: Instr) -> str | Instr | None:
+    """index 7 -> const 7;  index %3 -> %3"""
     expr: Expr = instr.attr("expr")
-    return _const(instr, expr.constant) if expr.is_constant else None
+    if expr.is_constant:
+        return _const(instr, expr.constant)
+    atom = expr.single_atom()
+    is_value = isinstance(atom, Sym) and atom.kind == "value" and body.defs[atom.name].dtype is torch.int64
+    return atom.name if is_value and isinstance(atom, Sym) else None
 
 
 def _masked_load(body: Body, instr: Instr) -> Instr | None:
@@ -424,6 +437,18 @@ def _masked_load(body: Body, instr: Instr) -> Instr | None:
     if mask is None:
         return None
     return replace(instr, args=(), attrs=()) if mask else _const(instr, instr.attr("other", 0))
+
+
+def _where(body: Body, instr: Instr) -> str | None:
+    """where(m, load x[i], mask=m, other=c, c) -> load x[i], mask=m, other=c"""
+    condition, chosen, other = instr.args
+    load = body.defs[chosen]
+    value = body.literal(other)
+    if load.op != "load" or load.args != (condition,) or value is None:
+        return None
+    with real_tensors():
+        same = [attr_key(_scalar(v, load.dtype).item()) for v in (load.attr("other", 0), value)]
+    return chosen if same[0] == same[1] else None
 
 
 def _reduction(body: Body, instr: Instr) -> str | Instr | None:
@@ -441,8 +466,9 @@ _FUNCTIONS: dict[str, tuple[Function, ...]] = {
     "cast": (_cast,),
     "bitcast": (_bitcast,),
     "div": (_divide_by_power_of_two,),
-    "index": (_constant_index,),
+    "index": (_plain_index,),
     "load": (_masked_load,),
+    "where": (_where,),
     **dict.fromkeys(("add", "sub", "mul", "floordiv", "mod"), (_index_arithmetic,)),
     **{op: (_reduction,) for op, info in OPS.items() if info.kind is OpKind.REDUCTION},
 }

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fusec.ir.analysis import (
     attr_key,
@@ -139,6 +140,12 @@ def test_unknown_and_empty_accesses() -> None:
     assert unique_elements(axes[0].symbol * size_symbol("n"), axes) is None
     assert unique_elements(axes[0].symbol, [Axis("p0", 4), Axis("p1", 0)]) == 0
     assert unique_elements(as_expr(7), axes) == 1
+
+
+def test_counting_works_while_torch_traces_with_fake_tensors() -> None:
+    axes = [Axis("p0", 7), Axis("p1", 5)]
+    with FakeTensorMode():
+        assert unique_elements((axes[0].symbol + axes[1].symbol) % 6, axes) == 6
 
 
 @SETTINGS

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fusec.ir.evaluate import evaluate_program
 from fusec.ir.ops import OPS, Result
@@ -307,3 +308,60 @@ def test_a_reduction_of_no_points_stays() -> None:
     )
     nest = simplify_nest(program.nodes[0])
     assert [a.name for a in nest.axes] == ["r0"] and len(nest.body) == 3
+
+
+@pytest.mark.parametrize(("other", "stays"), [("0.0", False), ("-0.0", True), ("1.0", True)])
+def test_a_masked_load_selects_already(other: str, stays: bool) -> None:
+    body = f"""
+    %0:i64 = index p0
+    %1:i64 = const 7
+    %2:bool = lt %0, %1
+    %3:f32 = load x[p0], mask=%2, other=0.0
+    %4:f32 = const {other}
+    %5:f32 = where %2, %3, %4
+    store y[p0], %5"""
+    assert any(" where " in line for line in simplified(body)) == stays
+
+
+def test_wrapped_indices_are_plain_ones() -> None:
+    """x[i] as PyTorch's indexing writes it, with i an arange: no mask, no wrap, no loaded index."""
+    body = """
+    %0:i64 = index p0
+    %1:i64 = const 12
+    %2:i64 = const 0
+    %3:bool = lt %0, %2
+    %4:i64 = add %0, %1
+    %5:i64 = where %3, %4, %0
+    %6:bool = ge %5, %2
+    %7:bool = lt %5, %1
+    %8:bool = and %6, %7
+    %9:i64 = index %5
+    %10:f32 = load x[%9], mask=%8, other=0.0
+    store y[p0], %10"""
+    assert simplified(body) == ["%10:f32 = load x[p0]", "store y[p0], %10"]
+
+
+def test_concatenation_of_two_masked_halves_is_one_selection() -> None:
+    body = """
+    %0:i64 = index p0
+    %1:i64 = const 7
+    %2:bool = lt %0, %1
+    %3:f32 = load x[p0], mask=%2, other=0.0
+    %4:f32 = neg %3
+    %5:f32 = const 0.0
+    %6:f32 = where %2, %4, %5
+    %7:bool = not %2
+    %8:f32 = load x[-p0 + 11], mask=%7, other=0.0
+    %9:f32 = where %7, %8, %5
+    %10:f32 = where %2, %6, %9
+    store y[p0], %10"""
+    lines = simplified(body)
+    assert lines[-2:] == ["%10:f32 = where %2, %4, %8", "store y[p0], %10"] and len(lines) == 9
+
+
+def test_constants_fold_while_torch_traces_with_fake_tensors() -> None:
+    body = "%0:f32 = const 3.0\n%1:f32 = neg %0\n%2:i64 = cast %1\nstore y[p0], %2"
+    program = parse_program(f"program f ()\nout y: i64[4] (1) cpu\nnest n0 (p0<4):\n{body}\nreturn y")
+    with FakeTensorMode():
+        left = simplify_body(program.nodes[0].body, program.nodes[0].axes)
+    assert [i.attr("value") for i in left] == [-3, None]
