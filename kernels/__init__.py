@@ -1,7 +1,8 @@
 """Hand-written Triton, imported as fusec.kernels.
 
-    device.py       helpers that generated code calls
-    softmax.py, layer_norm.py, rms_norm.py, swiglu.py
-                    one tuned op a file: the yardsticks that bench/ holds generated kernels against
-    launch.py       what the yardsticks share: row blocks, warps, grids
+device.py       helpers that generated code calls
+interpreted.py  the same helpers for Triton's interpreter
+softmax.py, layer_norm.py, rms_norm.py, swiglu.py
+                one tuned op a file: the yardsticks that bench/ holds generated kernels against
+launch.py       what the yardsticks share: how a row becomes a tile, what a launcher accepts
 """
