@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fusec.config import Config
 from fusec.ir.evaluate import evaluate_program
@@ -299,3 +301,48 @@ def test_a_parallel_axis_that_the_partial_one_splits() -> None:
     )
     after = checked(before, reuse_partial_reductions(before, reorder_floats=True))
     assert after.nodes[1].reads == ("rows",) and [a.extent for a in after.nodes[1].axes] == [2, 2]
+
+
+# -- random programs ------------------------------------------------------------------------------
+
+UNARY = ("exp", "neg", "abs", "copy", "negneg", "flip", "dead")
+BINARY = ("add", "mul", "maximum", "sub")
+
+
+@st.composite
+def random_programs(draw: st.DrawFn) -> Program:
+    """Up to twelve nests over buffers of one shape, many of them equal, copies, dead or returned."""
+    made = ["x"]
+    parts = []
+    for position in range(draw(st.integers(1, 12))):
+        target = f"t{position}"
+        a, b = (draw(st.sampled_from(made)) for _ in range(2))
+        op = draw(st.sampled_from(UNARY + BINARY))
+        lines = [f"nest n{position} (p0<3, p1<4):", f"%0:f32 = load {a}[4*p0 + p1]"]
+        place = "-4*p0 - p1 + 11" if op == "flip" else "4*p0 + p1"
+        if op in BINARY:
+            lines += [f"%1:f32 = load {b}[4*p0 + p1]", f"%2:f32 = {op} %0, %1", f"store {target}[{place}], %2"]
+        elif op in ("copy", "flip"):
+            lines += [f"store {target}[{place}], %0"]
+        elif op == "negneg":
+            lines += ["%1:f32 = neg %0", "%2:f32 = neg %1", f"store {target}[{place}], %2"]
+        else:
+            op = "sin" if op == "dead" else op
+            lines += [f"%1:f32 = {op} %0", f"store {target}[{place}], %1"]
+        parts.append("\n".join(lines))
+        made.append(target)
+    returned = draw(st.lists(st.sampled_from(made[1:]), min_size=1, max_size=3, unique=True))
+    declared = [f"{'out' if t in returned else 'tmp'} {t}: f32[3, 4] (4, 1) cpu" for t in made[1:]]
+    head = ["program f (x)", "in x: f32[3, 4] (4, 1) cpu", *declared]
+    return parse_program("\n".join([*head, *parts, "return " + ", ".join(returned)]))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(random_programs())
+def test_random_programs_keep_their_outputs_and_their_memory(before: Program) -> None:
+    after = checked(before, simplify(before, Config()), torch.linspace(-2, 2, 12).view(3, 4))
+    buffers_returned = [o.buffer for o in after.outputs if isinstance(o, TensorView)]
+    assert len(set(buffers_returned)) == len(before.outputs), "outputs share memory"
+    assert "x" not in buffers_returned, "an input is returned in place of a fresh tensor"
+    assert len(after.nodes) <= len(before.nodes)
+    assert simplify(after, Config()) == after
