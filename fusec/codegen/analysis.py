@@ -55,21 +55,22 @@ def analyze(plan: KernelPlan, dims: tuple[Dim, ...]) -> Analysis:
         after: set[str] = set()
         for instr in phase:
             spread = spread_of(instr, varying, dim_of_axis)
-            reduces = is_reduction(instr.op)
+            removed: frozenset[str] = reduced_dims(plan, instr, dims) if is_reduction(instr.op) else frozenset()
             if instr.out is not None:
-                varying[instr.out] = spread - reduced_dims(plan, instr, dims) if reduces else spread
+                varying[instr.out] = spread - removed
             part = Part.BEFORE
             if loop is not None:
                 if any(v in after for v in instr.value_operands):
                     part = Part.AFTER
-                elif loop in spread or (reduces and loop in reduced_dims(plan, instr, dims)):
+                elif loop in spread or loop in removed:
                     part = Part.LOOP
             if part is Part.AFTER and loop in spread:
                 raise FusecError(
                     f"{plan.name}: {instr.op} {instr.out or ''} varies along the loop and needs a reduction of its own "
                     "phase; it belongs to the next phase"
                 )
-            if instr.out is not None and (part is Part.AFTER or (reduces and part is Part.LOOP)):
+            ends_loop = loop is not None and loop in removed  # a reduction over axes of extent 1 is a copy
+            if instr.out is not None and (part is Part.AFTER or ends_loop):
                 after.add(instr.out)
             regions.append((number, part))
     live, uses, users, defined = _uses(plan.body)

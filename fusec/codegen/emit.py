@@ -337,7 +337,7 @@ class Emitter:
         assert self.loop is not None
         found: list[tuple[Instr, list[str]]] = []
         for _, instr in inside:
-            if not is_reduction(instr.op):
+            if not is_reduction(instr.op) or not reduced_dims(self.plan, instr, self.dims):
                 continue
             assert instr.out is not None
             spread = self.analysis.varying[instr.out] | {self.loop.name}

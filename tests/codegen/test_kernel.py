@@ -440,3 +440,15 @@ def test_axis_kinds_of_a_split_reduction() -> None:
     value = build.load("x", build.axis("x0") * 100 + position, inside, 0.0)
     build.store("partial", build.index(x0=4, x1=1), build.op("sum", value))
     check(build, x=torch.randn(3, 100), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("looped", [False, True])
+def test_a_reduction_over_no_axes_is_a_copy(looped: bool) -> None:
+    build = Build(looped=looped, r=100)
+    build.buffer("x", f32, (100,))
+    build.buffer("out", f32, (), Role.OUTPUT)
+    x = build.load("x", build.index(r0=1))
+    build.phases[-1].append(Instr("%1", "sum", (x,), f32, None, (("axes", ()),)))
+    build.dtypes["%1"] = f32
+    build.store("out", build.index(), build.op("sum", "%1"))
+    check(build, x=torch.randn(100), rtol=1e-5, atol=1e-5)
