@@ -23,7 +23,7 @@ import torch
 from fusec.errors import VerificationError
 from fusec.ir.analysis import index_axes, instr_axes
 from fusec.ir.index import Sym, as_int, bounds, symbols_of
-from fusec.ir.kernels import DimKind, KernelPlan, Schedule, Strategy
+from fusec.ir.kernels import DimKind, KernelPlan, Schedule
 from fusec.ir.ops import OPS, OpKind, Result
 from fusec.ir.overlap import Written, stores_overlap
 from fusec.ir.printer import dtype_name, format_body, format_extern, format_nest, format_plan
@@ -383,8 +383,8 @@ def _check_dims(where: str, plan: KernelPlan) -> None:
 
 def _check_phases(where: str, plan: KernelPlan, varies: Mapping[str, frozenset[str]]) -> None:
     looped = {a for dim in plan.dims if dim.kind is DimKind.LOOP for a in dim.axes}
-    if plan.strategy is not Strategy.LOOPED_ROW and len(plan.phases) != 1:
-        raise _fail(where, f"{plan.strategy.value} has one phase, got {len(plan.phases)}", plan)
+    if not looped and len(plan.phases) != 1:
+        raise _fail(where, f"a kernel without a loop has one phase, got {len(plan.phases)}", plan)
     live: set[str] = set()  # values of earlier phases that may be used
     for number, phase in enumerate(plan.phases):
         own: set[str] = set()

@@ -9,7 +9,7 @@ import torch
 
 from fusec.errors import VerificationError
 from fusec.ir.index import axis_symbol
-from fusec.ir.kernels import DimKind, KernelPlan, Schedule, Strategy, Tile, TileDim
+from fusec.ir.kernels import DimKind, KernelPlan, Schedule, Tile, TileDim
 from fusec.ir.parser import parse_program
 from fusec.ir.types import Access, AccessMode, Instr, LoopNest, Program, TensorView
 from fusec.ir.verify import verify_plan, verify_program, verify_schedule
@@ -224,7 +224,8 @@ def test_rules_of_dimensions() -> None:
 def test_rules_of_phases() -> None:
     plan, _ = softmax_plan()
     first, second, third = plan.phases
-    assert "persistent row has one phase, got 3" in broken_plan(replace(plan, strategy=Strategy.PERSISTENT_ROW))
+    whole = (plan.dims[0], TileDim("r", ("r0",), DimKind.WHOLE))
+    assert "a kernel without a loop has one phase, got 3" in broken_plan(replace(plan, dims=whole))
     assert "phase 0: %3 needs %1, which its own loop is still reducing" in broken_plan(
         replace(plan, phases=(first + second, third))
     )
