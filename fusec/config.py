@@ -80,7 +80,8 @@ class Config:
             if name not in names:
                 raise ConfigError(unknown("option", name, names))
             _check(name, value)
-        converted = {n: Path(v) if n in ("cache_dir", "dump") and v is not None else v for n, v in options.items()}
+        paths = ("cache_dir", "dump")
+        converted: dict[str, Any] = {n: Path(v) if n in paths and v is not None else v for n, v in options.items()}
         return replace(self, **converted)
 
     def code_key(self) -> tuple[tuple[str, Any], ...]:
