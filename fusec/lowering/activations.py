@@ -224,7 +224,8 @@ def elu_backward(
     return ctx.pointwise([grad, x], formula)
 
 
-@pointwise(aten.native_dropout_backward)
-def native_dropout_backward(nest: NestBuilder, grad: Value, mask: Ref, scale: Number) -> Value:
-    kept = nest.cast(nest.load(mask, nest.p), grad.dtype)
-    return grad * kept * scale
+@lowering(aten.native_dropout_backward)
+def native_dropout_backward(ctx: Context, grad: Ref, mask: Ref, scale: Number) -> Ref:
+    if not grad.dtype.is_floating_point:
+        raise NotLowered("dropout of integers")
+    return ctx.pointwise([grad, mask], lambda nest, g, kept: g * nest.cast(kept, g.dtype) * scale)

@@ -15,7 +15,7 @@ from fusec.lowering.builder import NestBuilder, Value, compute_dtype
 from fusec.lowering.context import Context
 from fusec.lowering.numbers import Number
 from fusec.lowering.ref import Ref
-from fusec.lowering.registry import lowering
+from fusec.lowering.registry import NotLowered, lowering
 
 aten, prims = torch.ops.aten, torch.ops.prims
 
@@ -105,24 +105,16 @@ def _progression(nest: NestBuilder, i: IndexLike, start: Number, step: Number, d
 @lowering(aten.linspace.default)
 def linspace(ctx: Context, start: Number, end: Number, steps: int, **options: Any) -> Ref:
     """From both ends toward the middle, as eager: start + i*d in the first half, end - (n-1-i)*d in the second."""
-    if steps < 2 or not ctx.meta.dtype.is_floating_point:
-        return filled(ctx, start) if steps < 2 else _linspace_integers(ctx, start, end, steps)
+    if not ctx.meta.dtype.is_floating_point:
+        raise NotLowered("a linspace of integers: truncation makes every rounding visible")
+    if steps < 2:
+        return filled(ctx, start)
     out = ctx.result()
     d = (end - start) / (steps - 1)
     with ctx.nest(out.shape) as nest:
         i = nest.cast(nest.index(nest.p[0]), compute_dtype(out.dtype))
         upward, downward = i * d + float(start), float(end) - (float(steps - 1) - i) * d
         nest.store(out, nest.p, nest.where(i < steps // 2, upward, downward))
-    return out
-
-
-def _linspace_integers(ctx: Context, start: Number, end: Number, steps: int) -> Ref:
-    out = ctx.result()
-    d = (end - start) / (steps - 1)
-    with ctx.nest(out.shape) as nest:
-        i = nest.cast(nest.index(nest.p[0]), torch.float32)
-        upward, downward = i * d + float(start), float(end) - (float(steps - 1) - i) * d
-        nest.store(out, nest.p, nest.cast(nest.where(i < steps // 2, upward, downward), out.dtype))
     return out
 
 

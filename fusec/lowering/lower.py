@@ -76,7 +76,10 @@ class _Walk:
         elif node.op == "get_attr":
             self.env[node] = self._constant(node)
         elif node.op == "output":
-            self.outputs = self._outputs(node)
+            try:
+                self.outputs = self._outputs(node)
+            except NotLowered as error:
+                raise self._error(f"the output cannot be copied: {error}") from error
         elif node.target is operator.getitem:
             container, index = self._lowered(node.args)
             self.env[node] = container[index]
@@ -130,8 +133,10 @@ class _Walk:
         known = node.meta.get("val")
         if isinstance(known, int | float) and not isinstance(known, torch.SymInt | torch.SymFloat | torch.SymBool):
             return known  # a size or arithmetic on sizes
+        if torch.Tag.inplace_view in getattr(node.target, "tags", ()):
+            raise self._error("the shape of a tensor changes in place")
+        self._protect_from_writes(node, self._lowered(node.args))
         args, kwargs = self._lowered(node.args), self._lowered(node.kwargs)
-        self._protect_from_writes(node, args)
         function = find_lowering(node.target)
         if function is None:
             log.info("library call: %s (%s)", node.target, describe(ctx.origin))
@@ -139,6 +144,8 @@ class _Walk:
         before = (len(ctx.made), len(ctx.nodes))
         try:
             return function(ctx, *args, **kwargs)
+        except LoweringError as error:
+            raise self._error(str(error)) from error
         except NotLowered as refusal:
             reason = str(refusal)
             log.info("library call: %s: %s (%s)", node.target, reason, describe(ctx.origin))
@@ -155,13 +162,14 @@ class _Walk:
         try:
             return lower_extern(self.context, args, kwargs, reason)
         except (NotLowered, LoweringError) as error:
-            origin = self.context.origin
-            raise LoweringError(
-                f"{origin.op}({_describe_args(args, kwargs)}) at {describe(origin)}: {error}"
-            ) from error
+            raise self._error(str(error), _describe_args(args, kwargs)) from error
+
+    def _error(self, reason: str, arguments: str = "...") -> LoweringError:
+        origin = self.context.origin
+        return LoweringError(f"{origin.op}({arguments}) at {describe(origin)}: {reason}")
 
     def _protect_from_writes(self, node: fx.Node, args: tuple[Any, ...]) -> None:
-        """Before an op writes its first argument, copy the views of that buffer that are read later.
+        """Before an op writes its first argument, give memory to what is only an index into it and is read later.
 
         y = roll(x); x.copy_(z); return y   # y is an index expression over x: it must keep the old x
         """
@@ -170,10 +178,11 @@ class _Walk:
         written = {a.buffer for a in args[:1] if isinstance(a, Ref)}
         now = self.position[node]
         for other, value in list(self.env.items()):
-            if other.op == "placeholder" or not isinstance(value, Ref) or value.buffer not in written:
+            if not isinstance(value, Ref) or value.buffer not in written:
                 continue
             if any(self.position[user] > now for user in other.users):
-                self.env[other] = self.context.materialize(value)
+                self._give_memory(other)
+        self.context.node, self.context.origin = node, origin_of(node)
 
     # -- outputs ----------------------------------------------------------------------------------
 
@@ -199,7 +208,7 @@ class _Walk:
         return self.context.copied(returned, strides, hint=node.name)
 
     def _give_memory(self, node: fx.Node) -> None:
-        """Before a value is returned: what eager makes in new memory, and is only an index here, becomes a buffer.
+        """What eager makes in new memory, and is only an index into another buffer here, becomes a buffer.
 
         return x.repeat(1, 2)[:, ::3]   # the repeat is copied; the slice is a view of the copy
         """

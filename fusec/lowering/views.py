@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from fusec.errors import LoweringError
 from fusec.ir.index import Expr, IndexLike, floordiv, linearize, mod
 from fusec.lowering.context import Context, sizes, static
 from fusec.lowering.ref import Ref, coordinates
@@ -235,7 +236,17 @@ def as_strided(ctx: Context, x: Ref, size: Sequence[int], stride: Sequence[int],
     if found is None or tuple(found[0]) != strides:
         raise NotLowered("as_strided of a view that is not laid out as in eager")
     first = found[1] if offset is None else offset - int(source.storage_offset()) + found[1]
+    buffer = ctx.buffers[x.buffer]
+    if static(first) < 0 or _last(size, stride, first) > _last(buffer.shape, buffer.strides, 0):
+        raise LoweringError("as_strided reaches outside of the memory of its tensor")
     return x.reindexed(tuple(size), linearize(coordinates(size), stride, first))
+
+
+def _last(shape: Sequence[IndexLike], strides: Sequence[IndexLike], first: IndexLike) -> int:
+    """The largest offset that a strided view addresses."""
+    if any(n == 0 for n in shape):
+        return 0
+    return static(first + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)))
 
 
 # -- repetition and blocks ------------------------------------------------------------------------

@@ -57,6 +57,17 @@ def test_what_has_no_lowering_says_so_and_runs():
     assert_lowered_like_eager(lambda x: (x.cumsum(0) + 1, torch.cummax(x, 1)), x, externs=2)
 
 
+def test_a_linspace_of_integers_is_left_to_pytorch():
+    assert_lowered_like_eager(lambda x: torch.linspace(0, 10, 5, dtype=torch.int64), torch.ones(()), externs=1)
+
+
+def test_what_changes_a_tensor_in_place_beyond_its_values_stops_the_graph():
+    with pytest.raises(LoweringError, match=r"aten.squeeze_.dim.*the shape of a tensor changes in place"):
+        lower_function(lambda x: (x + 1).squeeze_(0), torch.ones(1, 3))
+    with pytest.raises(LoweringError, match=r"aten.as_strided.default.*outside of the memory"):
+        lower_function(lambda x: torch.as_strided(x, (9,), (1,)), torch.ones(2, 3))
+
+
 def test_random_numbers_come_from_pytorch():
     x = make((4, 6), torch.float32)
     assert set(reasons(lambda x: (torch.rand_like(x), torch.bernoulli(x.sigmoid()), torch.randn(3)), x).values()) == {

@@ -266,7 +266,6 @@ CREATION = {
     "arange": lambda x: (torch.arange(7), torch.arange(2, 9, 3), torch.arange(5, -3, -2), torch.arange(0)),
     "arange of floats": lambda x: (torch.arange(0, 1, 0.1), torch.arange(5.0), torch.arange(3, dtype=torch.bfloat16)),
     "linspace": lambda x: (torch.linspace(0, 1, 11), torch.linspace(-3, 5, 1), torch.linspace(2, -2, 8)),
-    "linspace of integers": lambda x: torch.linspace(0, 10, 5, dtype=torch.int64),
     "full": lambda x: (
         torch.full((3,), 2.0),
         torch.zeros(2, 3),
