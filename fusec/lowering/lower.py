@@ -34,6 +34,8 @@ from fusec.lowering.origin import describe, origin_of
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import NotLowered, find_lowering
 
+# torch.utils._python_dispatch: checked with torch 2.11.0 and 2.13.0.
+
 log = logging.getLogger("fusec.lowering")
 
 

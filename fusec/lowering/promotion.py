@@ -17,6 +17,8 @@ from torch._prims_common import elementwise_dtypes
 from fusec.lowering.builder import compute_dtype
 from fusec.lowering.ref import Ref
 
+# torch._prims_common: checked with torch 2.11.0 and 2.13.0.
+
 
 @lru_cache(maxsize=4096)
 def _promoted(operands: tuple[Any, ...], kind: Kind) -> torch.dtype:
