@@ -32,73 +32,69 @@ def heading(text: str) -> None:
     print(f"\n{text}\n{'-' * len(text)}")
 
 
+class _Clock:
+    """Redraws a line of a terminal ten times a second, so that a long step is seen to run."""
+
+    def __init__(self, line: Callable[[], str], stream: TextIO) -> None:
+        self.line, self.stream = line, stream
+        self.finished = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True) if stream.isatty() else None
+        if self.thread is not None:
+            self.thread.start()
+
+    def _run(self) -> None:
+        while not self.finished.wait(REFRESH):
+            self.stream.write(f"\r\x1b[2K{self.line()}")
+            self.stream.flush()
+
+    def stop(self, last: str) -> None:
+        """Take the line away; `last` stays in its place."""
+        self.finished.set()
+        if self.thread is not None:
+            self.thread.join()
+            self.stream.write("\r\x1b[2K")
+        self.stream.write(last)
+        self.stream.flush()
+
+
 class Progress:
     """A bar of `total` steps, redrawn in place; off a terminal it prints one line at the end."""
 
     def __init__(self, label: str, total: int, stream: TextIO | None = None) -> None:
-        self.label, self.total = label, total
+        self.label, self.total, self.done = label, total, 0
         self.stream = sys.stderr if stream is None else stream
-        self.terminal = self.stream.isatty()
-        self.done = 0
-        self.start = self.drawn = time.monotonic()
 
     def __enter__(self) -> Progress:
-        self._draw()
+        self.start = time.monotonic()
+        self.clock = _Clock(self.line, self.stream)
         return self
 
     def advance(self, steps: int = 1) -> None:
         self.done = min(self.done + steps, self.total)
-        if time.monotonic() - self.drawn >= REFRESH or self.done == self.total:
-            self._draw()
 
     def line(self) -> str:
         filled = WIDTH * self.done // max(self.total, 1)
         bar = "#" * filled + "-" * (WIDTH - filled)
         return f"{self.label}  [{bar}]  {self.done}/{self.total}  {time.monotonic() - self.start:.1f} s"
 
-    def _draw(self) -> None:
-        self.drawn = time.monotonic()
-        if self.terminal:
-            self.stream.write("\r\x1b[2K" + self.line())
-            self.stream.flush()
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.terminal:
-            self.stream.write("\r\x1b[2K")
-        if kind is None:
-            self.stream.write(f"{self.label}: {self.done} in {time.monotonic() - self.start:.1f} s\n")
-        self.stream.flush()
+        last = f"{self.label}: {self.done} in {time.monotonic() - self.start:.1f} s\n"
+        self.clock.stop(last if kind is None else "")
 
 
 @contextmanager
 def waiting(label: str, stream: TextIO | None = None) -> Iterator[None]:
     """A running clock beside `label` until the block ends; then one line with the time it took."""
-    out = sys.stderr if stream is None else stream
     start = time.monotonic()
-    finished = threading.Event()
-
-    def tick() -> None:
-        while not finished.wait(REFRESH):
-            out.write(f"\r\x1b[2K{label} ... {time.monotonic() - start:.1f} s")
-            out.flush()
-
-    ticker = threading.Thread(target=tick, daemon=True)
-    if out.isatty():
-        ticker.start()
-    completed = False
+    clock = _Clock(lambda: f"{label} ... {time.monotonic() - start:.1f} s", sys.stderr if stream is None else stream)
+    last = ""
     try:
         yield
-        completed = True
+        last = f"{label}: {time.monotonic() - start:.1f} s\n"
     finally:
-        finished.set()
-        if ticker.is_alive():
-            ticker.join()
-        out.write("\r\x1b[2K" if out.isatty() else "")
-        if completed:
-            out.write(f"{label}: {time.monotonic() - start:.1f} s\n")
-        out.flush()
+        clock.stop(last)
 
 
 # -- packages that carry weights ------------------------------------------------------------------

@@ -6,9 +6,9 @@ Enters: a stage's text, or a KernelPlan with its KernelSource. Leaves: files.
     out/g0/01_program.txt  02_simplified.txt  03_schedule.txt  04_buffers.txt  05_wrapper.txt
     out/g0/kernels/fused_rms_norm_0.py       python out/g0/kernels/fused_rms_norm_0.py runs it
 
-A kernel script holds the kernel's text unchanged, makes inputs, runs it (on the GPU, or in Triton's
-interpreter), checks it against the same SSA lines written in plain PyTorch, then times it. It needs
-torch and triton, and `fusec.kernels` where the kernel calls a device helper.
+A kernel script holds the kernel's text unchanged, makes inputs, runs it, checks it against the same
+SSA lines written in plain PyTorch, then times it. On a GPU it needs torch and triton, and `fusec.kernels`
+where the kernel calls a device helper; on CPU tensors, fusec, which interprets it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fusec.inspect.reference import buffer_literal, expression_text, identifier,
 from fusec.ir.index import as_int
 from fusec.ir.kernels import KernelPlan, KernelSource, Tile
 from fusec.ir.types import Buffer
+from fusec.runtime.grid import block_values
 
 __all__ = ["dump_stage", "kernel_script", "write_kernel_script"]
 
@@ -54,20 +55,25 @@ def kernel_script(plan: KernelPlan, source: KernelSource, table: Mapping[str, Bu
     names = {b.name: identifier(pointer) for b, pointer in zip(plan.buffers, pointers, strict=True)}
     kernel_text = re.sub(r"^from __future__ import .*\n+", "", source.text, flags=re.MULTILINE)
     parts = (
-        _HEADER.format(name=plan.name, file=_file_name(plan.name), strategy=plan.strategy.value),
+        _HEADER.format(name=source.name, strategy=plan.strategy.value),
         kernel_text.strip("\n"),
         _RULE.format("inputs, reference, launch"),
         _buffers_text(plan, names, table),
         _MAKE_INPUTS,
         reference_text(plan, names),
         _launch_text(source, names, plan),
-        _MAIN.format(name=plan.name, bytes=plan.cost.bytes_read + plan.cost.bytes_written),
+        _MAIN.format(name=source.name, bytes=plan.cost.bytes_read + plan.cost.bytes_written),
     )
     return "\n\n\n".join(parts)
 
 
 def _file_name(name: str) -> str:
     return re.sub(r"[^\w.-]", "_", name)[:120] or "unnamed"
+
+
+def _literal(value: object) -> str:
+    """As Python, with double quotes; the strings are identifiers."""
+    return repr(value).replace("'", '"')
 
 
 def _buffers_text(plan: KernelPlan, names: Mapping[str, str], table: Mapping[str, Buffer]) -> str:
@@ -86,43 +92,42 @@ def _buffers_text(plan: KernelPlan, names: Mapping[str, str], table: Mapping[str
             "BUFFERS = {",
             *rows,
             "}",
-            f"READS = {tuple(names[b.name] for b in reads)}",
-            f"TOLERANCE = {tolerances}  # of each output: relative, absolute",
-            f"LARGEST = {used}  # of integers that are used as an index",
+            f"READS = {_literal(tuple(names[b.name] for b in reads))}",
+            f"TOLERANCE = {_literal(tolerances)}  # of each output: relative, absolute",
+            f"LARGEST = {_literal(used)}  # of integers that are used as an index",
         )
     )
 
 
 def _launch_text(source: KernelSource, names: Mapping[str, str], plan: KernelPlan) -> str:
     grid = ", ".join(
-        f"triton.cdiv({expression_text(extent)}, tile[{block!r}])" if block else expression_text(extent)
+        f'triton.cdiv({expression_text(extent)}, blocks["{block}"])' if block else expression_text(extent)
         for extent, block in source.grid
     )
     arguments = [names[b.name] for b in plan.buffers]
     sizes = [p.name for p in source.params if p.kind == "size"]
     assert not sizes, f"{source.name} has symbolic sizes {sizes}: no script"
-    blocks = ", ".join(f"{p.name}=tile[{p.name!r}]" for p in source.params if p.kind == "block")
-    options = "num_warps=tile['num_warps'], num_stages=tile['num_stages']"
-    call = ", ".join(x for x in (*arguments, blocks, options) if x)
+    tensors = ", ".join(f'"{p.name}": {a}' for p, a in zip(source.params, arguments, strict=False))
     return "\n".join(
         (
+            "# blocks, warps, stages",
             f"GPU_TILE = {_tile_literal(source, source.tile)}",
             f"INTERPRETER_TILE = {_tile_literal(source, source.interpreter_tile)}",
             "",
             "",
             f"def launch(tile, {', '.join(arguments)}):",
-            f"    {source.name}[({grid}{',' if len(source.grid) == 1 else ''})]({call})",
+            "    blocks, warps, stages = tile",
+            f"    grid = ({grid},)",
+            f"    if {arguments[0]}.is_cuda:",
+            f"        {source.name}[grid]({', '.join(arguments)}, **blocks, num_warps=warps, num_stages=stages)",
+            "    else:",
+            f"        interpret({source.name}, grid, {{{tensors}}}, blocks)",
         )
     )
 
 
 def _tile_literal(source: KernelSource, tile: Tile) -> str:
-    """Blocks by the kernel's parameter names ("XBLOCK"), and the launch options."""
-    by_dim = {f"{dim.upper()}BLOCK": size for dim, size in tile.blocks}
-    by_dim |= dict(tile.blocks)
-    wanted = {p.name: by_dim[p.name] for p in source.params if p.kind == "block"}
-    wanted |= {block: by_dim[block] for _, block in source.grid if block}
-    return repr({**wanted, "num_warps": tile.num_warps, "num_stages": tile.num_stages})
+    return _literal((block_values(source, tile), tile.num_warps, tile.num_stages))
 
 
 def static(buffer: Buffer) -> bool:
@@ -130,15 +135,14 @@ def static(buffer: Buffer) -> bool:
     return all(as_int(n) is not None for n in (*buffer.shape, *buffer.strides))
 
 
-_HEADER = '''"""{name}: {strategy}. Runs alone: python {file}.py checks the kernel, then times it."""
+_HEADER = '''"""{name}: {strategy}. This script checks the kernel against plain PyTorch, then times it."""
 
-import os
 import time
 
 import torch
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: the same text, run on the CPU'''
+    from fusec.inspect.script import interpret'''
 
 _RULE = "# -- {} " + "-" * 60
 
@@ -193,7 +197,7 @@ def main():
     else:
         start = time.perf_counter()
         launch(tile, **inputs)
-        print(f"{{(time.perf_counter() - start) * 1e3:.1f}} ms in Triton's interpreter: no GPU here")
+        print(f"{{(time.perf_counter() - start) * 1e3:.1f}} ms in the interpreter: no GPU here")
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ def _extern_lines(externs: Sequence[ExternRow]) -> list[str]:
 def _total_lines(e: Explanation) -> list[str]:
     if not e.graphs:
         return ["nothing was captured"]
-    return table(
+    lines = table(
         [
             ["", "eager", "fusec"],
             ["launches", str(e.eager.launches), str(e.fused.launches)],
@@ -187,3 +187,6 @@ def _total_lines(e: Explanation) -> list[str]:
             ["peak memory", format_bytes(e.eager.peak), format_bytes(e.fused.peak)],
         ]
     )
+    if e.bandwidth and e.kernels:
+        lines += ["", f"times are of one launch; bandwidth is the share of {e.bandwidth / 1e9:.0f} GB/s, a copy's"]
+    return lines

@@ -93,7 +93,7 @@ def _kernel_table(e: Explanation) -> str:
         )
         rows.append(
             f'<tr><td class="mono"><a href="#k{i}">{escape(k.name)}</a></td>'
-            f'<td class="mono">{escape(short_lines(k.lines, 6))}</td>'
+            f'<td class="mono">{escape(short_lines(k.lines, 60))}</td>'
             + "".join(f'<td class="n">{c}</td>' for c in cells)
             + "</tr>"
         )
@@ -105,7 +105,7 @@ def _extern_table(externs: Sequence[ExternRow]) -> str:
     for x in externs:
         numbers = (str(x.calls), format_bytes(x.bytes_in), format_bytes(x.bytes_out))
         rows.append(
-            f'<tr><td class="mono">{escape(x.target)}</td><td class="mono">{escape(short_lines(x.lines, 6))}</td>'
+            f'<tr><td class="mono">{escape(x.target)}</td><td class="mono">{escape(short_lines(x.lines, 60))}</td>'
             + "".join(f'<td class="n">{n}</td>' for n in numbers)
             + f"<td>{escape(x.reason)}</td></tr>"
         )

@@ -7,6 +7,7 @@ Enters: one GraphRecord per captured graph, as the passes left it. Leaves: Kerne
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -135,11 +136,19 @@ def _kernel_row(name: str, members: Sequence[tuple[GraphRecord, KernelPlan]]) ->
         bytes_out=sum(p.cost.bytes_written * r.calls for r, p in members),
         lines=user_lines(origins),
         modules=tuple(dict.fromkeys(o.module for o in origins if o.module)),
-        boundaries=tuple(dict.fromkeys(p.boundary for _, p in members if p.boundary)),
+        boundaries=_distinct(p.boundary for _, p in members if p.boundary),
         predicted=plan.cost.seconds,
         measured=sum(times) / len(times) if times else None,
         resources=record.resources.get(source.name, {}),
     )
+
+
+def _distinct(sentences: Iterable[str]) -> tuple[str, ...]:
+    """Without repeats that differ only in the number of a node: add_3 and add_12 of two layers."""
+    kept: dict[str, str] = {}
+    for sentence in sentences:
+        kept.setdefault(re.sub(r"(?<=[A-Za-z])_?\d+\b", "", sentence), sentence)
+    return tuple(kept.values())
 
 
 def _extern_row(target: str, members: Sequence[tuple[GraphRecord, Extern]]) -> ExternRow:
@@ -162,15 +171,17 @@ def user_lines(origins: Iterable[Origin]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f"{Path(o.file).name}:{o.line}" for o in origins if o.file))
 
 
-def short_lines(lines: Sequence[str], limit: int = 4) -> str:
-    """("m.py:3", "m.py:4", "n.py:9") -> "m.py:3, 4, n.py:9"; "..." beyond `limit`."""
-    parts: list[str] = []
-    last = ""
-    for text in lines[:limit]:
-        file, _, number = text.rpartition(":")
-        parts.append(number if file == last else text)
-        last = file
-    return ", ".join(parts) + (", ..." if len(lines) > limit else "")
+def short_lines(lines: Sequence[str], width: int = 40) -> str:
+    """("m.py:3", "m.py:4", "n.py:9") -> "m.py:3, 4, n.py:9"; "..." for what does not fit in `width` letters."""
+    text = file = ""
+    for line in lines:
+        name, _, number = line.rpartition(":")
+        piece = line if name != file else number
+        longer = f"{text}, {piece}" if text else piece
+        if text and len(longer) > width - 5:
+            return f"{text}, ..."
+        text, file = longer, name
+    return text
 
 
 def duration(seconds: float) -> str:

@@ -57,6 +57,15 @@ def test_kernels_of_one_name_are_numbered() -> None:
     assert [k.name for k in Explanation((record(), other)).kernels] == ["scale_rows", "scale_rows_2"]
 
 
+def test_boundaries_of_two_layers_are_said_once() -> None:
+    said = []
+    for boundary in ("add_3 goes to aten.mm", "add_12 goes to aten.mm", "add goes to aten.bmm"):
+        r = record()
+        plan = replace(r.plans[0], boundary=boundary)
+        said.append(replace(r, schedule=replace(r.schedule, steps=(plan, *r.externs))))
+    assert Explanation(tuple(said)).kernels[0].boundaries == ("add_3 goes to aten.mm", "add goes to aten.bmm")
+
+
 def test_measured_time_is_shown_and_shares_use_it() -> None:
     e = Explanation((replace(record(), measured={"scale_rows": 2e-6}),), bandwidth=1e9)
     assert "measured" in str(e)
@@ -101,7 +110,9 @@ def test_an_expanded_operand_is_read_once() -> None:
 
 def test_numbers_for_people() -> None:
     assert [duration(s) for s in (2.1e-6, 0.25, 5e-10, 3.0)] == ["2.1 us", "250 ms", "0.5 ns", "3 s"]
-    assert short_lines(("m.py:3", "m.py:4", "n.py:9", "n.py:1", "n.py:2")) == "m.py:3, 4, n.py:9, 1, ..."
+    assert short_lines(("m.py:3", "m.py:4", "n.py:9", "n.py:1", "n.py:2")) == "m.py:3, 4, n.py:9, 1, 2"
+    assert short_lines(("m.py:3", "m.py:4", "n.py:9", "n.py:1", "n.py:2"), 22) == "m.py:3, 4, n.py:9, ..."
+    assert short_lines(("a_name_that_is_too_long.py:3",), 10) == "a_name_that_is_too_long.py:3"
 
 
 class Page(HTMLParser):
