@@ -21,6 +21,8 @@ from torch import Tensor
 from torch._decomp import get_decompositions
 from torch.utils._pytree import tree_map_only
 
+from fusec.capture.foreach import foreach_table
+
 # torch._decomp.get_decompositions, torch.utils._pytree: checked with torch 2.11.0 and 2.13.0.
 
 __all__ = ["KEPT", "decomposition_table"]
@@ -55,7 +57,7 @@ _NORMS = """
     _native_batch_norm_legit_no_training native_batch_norm cudnn_batch_norm _fused_rms_norm _weight_norm_interface
 """
 _INDEXING = """
-    index_add.default index_copy.default index_fill.int_Scalar index_fill.int_Tensor isin masked_fill select_scatter
+    index_add.default index_copy.default index_fill.int_Scalar index_fill.int_Tensor isin masked_fill
     take tril triu select_backward slice_backward diagonal_backward
 """
 _BACKWARD = """
@@ -169,6 +171,7 @@ def _cached_table() -> dict[Any, Decomposition]:
     families = (_FACTORIES, _VIEWS, _REDUCTIONS, _NORMS, _INDEXING, _BACKWARD)
     table: dict[Any, Decomposition] = dict(get_decompositions(_resolve(" ".join(families))))
     table.update({op: _in_float32(f) for op, f in get_decompositions(_resolve(_POINTWISE)).items()})
+    table.update(foreach_table())
     table.update(_own())
     return table
 
