@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fusec.capture.graph import CapturedGraph, user_lines
+from fusec.capture.inplace import mutated_inputs
 from fusec.codegen.kernel import generate_kernel
 from fusec.codegen.wrapper import generate_wrapper
 from fusec.config import Config
@@ -270,15 +271,17 @@ class CompiledGraph:
         self.graph, self.record, self.executable = graph, record, executable
         self.config, self.stats = config, stats
         self.calls = 0
+        self.mutated = mutated_inputs(graph.graph_module)
         with stats.lock:
             stats.graphs += 1
         if record is not None:
             self._count_unlowered(record.program)
 
     def _count_unlowered(self, program: Program) -> None:
-        # Warned of, where it is a failure, by lowering; an op that is only not covered is just counted.
+        # Warned of, where it is a failure, by lowering; an op that is only not covered is just counted. Writing an
+        # input is a call on purpose.
         for node in program.nodes:
-            if isinstance(node, Extern) and node.reason != "library call":
+            if isinstance(node, Extern) and node.reason != "library call" and not node.mutates:
                 origin = node.origin
                 line = f"{origin.file}:{origin.line}" if origin is not None and origin.file else ""
                 self.stats.fall_back(Fallback("op", str(node.target), node.reason, line), warn=False)
@@ -287,19 +290,29 @@ class CompiledGraph:
         executable = self.executable
         if executable is None:
             return self._run_eagerly(inputs)
+        versions = self._versions(inputs) if self.mutated else ()
         try:
             outputs = executable(*inputs)
         except Exception as error:
+            if self.mutated and versions != self._versions(inputs):
+                raise  # an input is half written: to run again would write it twice
             return self._give_up(error, inputs)
         self.calls += 1
         return outputs
+
+    def _versions(self, inputs: Sequence[Any]) -> tuple[int, ...]:
+        """How often each written input was written; differs from call to call where that is not known."""
+        tensors = [inputs[i] for i in self.mutated]
+        if any(t.is_inference() for t in tensors):
+            return (time.perf_counter_ns(),)
+        return tuple(t._version for t in tensors)
 
     def _run_eagerly(self, inputs: Sequence[Any]) -> Sequence[Any]:
         outputs: Sequence[Any] = self.graph.graph_module(*inputs)
         return outputs
 
     def _give_up(self, error: Exception, inputs: Sequence[Any]) -> Sequence[Any]:
-        """The graph is functional, so it can be run again. What fails in eager too is the user's own error."""
+        """Nothing was written, so the graph can be run again. What fails in eager too is the user's own error."""
         outputs = self._run_eagerly(inputs)
         if self.config.strict:
             raise _named(self.graph, error) from error

@@ -32,6 +32,7 @@ from torch.fx import GraphModule, Node
 
 from fusec.capture.decompositions import decomposition_table
 from fusec.capture.graph import CapturedGraph, is_symbolic, readable_name, trim_stack
+from fusec.capture.inplace import write_in_place
 from fusec.capture.specialize import signature, specialize
 
 # torch._dynamo, torch._functorch, torch._guards: checked with torch 2.11.0 and 2.13.0.
@@ -92,6 +93,7 @@ def backend(
                 f"{name}_backward" if kind == "backward" else name,
             )
             if not is_symbolic(inputs):
+                write_in_place(graph_module)
                 return _boxed(compile_graph(graph))
             return _boxed(_Versions(graph, compile_graph, version_limit, on_limit))
 
@@ -103,6 +105,7 @@ def backend(
         inference_compiler=compiler("inference"),
         decompositions=decomposition_table(),
         partition_fn=min_cut_rematerialization_partition,
+        keep_inference_input_mutations=True,  # copy_ in the graph, for `write_in_place`
     )
     compiled: Compiled = compile_function(gm, list(example_inputs))
     return compiled
@@ -152,7 +155,9 @@ class _Versions:
                     self.on_limit(self.graph, self.limit)
                 self.told = True
                 return self.graph.graph_module.forward
-            self.versions[key] = self.compile_graph(specialize(self.graph, inputs))
+            static = specialize(self.graph, inputs)
+            write_in_place(static.graph_module)
+            self.versions[key] = self.compile_graph(static)
             return self.versions[key]
 
 

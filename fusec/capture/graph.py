@@ -65,6 +65,8 @@ def readable_name(source: str) -> str:
     parts = [t for t in tokens if t not in _CONTAINERS]
     if parts[:1] == ["args"] and len(parts) == 2:  # Dynamo's own frame around a library module
         return "input" if parts[1] == "0" else f"input_{parts[1]}"
+    if parts[:1] == ["kwargs"]:
+        parts = parts[1:]
     return ".".join(parts) or source
 
 

@@ -24,6 +24,7 @@ from fusec.capture.graph import CapturedGraph, is_symbolic, readable_name, trim_
         ("G['scale']", "scale"),
         ("L['args'][0]", "input"),
         ("L['args'][1]", "input_1"),
+        ("L['kwargs']['input_ids']", "input_ids"),
         ("weird", "weird"),
     ],
 )
