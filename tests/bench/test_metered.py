@@ -100,7 +100,6 @@ def test_the_committed_table_has_every_case(committed: dict[str, Row]) -> None:
 
 # What is still above the peer, and what it would take. A case that gets better must leave this list.
 STILL_ABOVE = {
-    "sum_all_axes_scaled": "avoidable",  # row and column sums of one read in one kernel
     "quant_fp8_rowwise": "launches",  # the cast to float8 in the kernel, not as a library call
     "adamw_foreach": "launches",  # foreach ops as nests, and nests of different shapes side by side in a kernel
 }
