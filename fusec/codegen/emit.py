@@ -337,7 +337,7 @@ class Emitter:
         assert self.loop is not None
         found: list[tuple[Instr, list[str]]] = []
         for _, instr in inside:
-            if not is_reduction(instr.op) or not reduced_dims(self.plan, instr, self.dims):
+            if not is_reduction(instr.op) or self.loop.name not in reduced_dims(self.plan, instr, self.dims):
                 continue
             assert instr.out is not None
             spread = self.analysis.varying[instr.out] | {self.loop.name}
@@ -414,11 +414,13 @@ class Emitter:
         pointer = name if as_int(flat) == 0 else f"{name} + {self.addresses.offset(flat)}"
         masked = frozenset(d for d in spread if self.by_name[d].mask is not None)
         terms = [Text(self.addresses.mask(masked), ATOM)] if masked else []
+        wider: frozenset[str] = frozenset()
         if condition is not None:
             terms.append(self._operand(condition).text)
             wider = self.analysis.varying[condition] - spread
-            if wider:
-                pointer = f"tl.broadcast_to({pointer}, {self.addresses.shape(spread | wider)})"
+        if wider or (len(self.dims) > 1 and not spread and (instr.op != "load" or condition is not None)):
+            # A scalar pointer takes no block, not even one of a single element.
+            pointer = f"tl.broadcast_to({pointer}, {self.addresses.shape(spread | wider)})"
         mask = terms[0].text if len(terms) == 1 else " & ".join(t.wrap(AND) for t in terms)
         return pointer, mask
 

@@ -17,8 +17,8 @@ Enters: a KernelPlan, the table of buffers, the Config. Leaves: a KernelSource w
         ...
 
 Tile dimensions are called `i` and `j` in pointwise kernels, `row` and `col` in kernels that reduce: `col` is the
-dimension that is contiguous in memory. Two launches whose plans differ only in names of layers, in comments or in
-the buffers they touch have the same text and the same cache key.
+dimension that is contiguous in memory; where a program walks over rows, `i` is the program's. Two launches whose
+plans differ only in names of layers, in comments or in the buffers they touch have the same text and cache key.
 """
 
 from __future__ import annotations
@@ -56,8 +56,7 @@ def generate_kernel(plan: KernelPlan, table: Mapping[str, Buffer], config: Confi
     pointers = _pointer_names(plan, table, names)
     tiling = choose_tiling(plan, variables, names)
     analysis = analyze(plan, tiling.dims)
-    masked = next((d.name for d in tiling.dims if d.kind is not DimKind.GRID and d.mask is not None), None)
-    padding = choose_padding(plan, analysis, masked)
+    padding = choose_padding(plan, analysis, tiling.dims)
     hints = value_hints(plan, table)
     emitter = Emitter(plan, tiling.dims, analysis, names, hints, padding, pointers, config.precision)
     body = emitter.emit() or ["pass"]
@@ -84,7 +83,9 @@ def _dimension_names(plan: KernelPlan, names: Names) -> dict[str, str]:
     """Tile dimension -> variable: i, j without a reduction; row and col with one."""
     grid = [d.name for d in plan.dims if d.kind is DimKind.GRID and as_int(plan.extent(d)) != 1]
     reduced = [d.name for d in plan.dims if d.kind is not DimKind.GRID]
-    if len(grid) == 1 and reduced and as_int(plan.extent(plan.dims[-1])) != 1:
+    if len(reduced) == 2:  # a loop over rows, and the columns they have
+        wanted = dict(zip([*reduced, *grid], ("row", "col", "i", "j"), strict=False))
+    elif len(grid) == 1 and reduced and as_int(plan.extent(plan.dims[-1])) != 1:
         contiguous = _unit_stride_dims(plan)
         across = contiguous[grid[0]] > contiguous[reduced[0]]
         wanted = {grid[0]: "col" if across else "row", reduced[0]: "row" if across else "col"}

@@ -1,6 +1,6 @@
 """What values hold past the end of a masked reduced dimension, and what loads put there.
 
-Enters: a KernelPlan and the masked dimension. Leaves: a fill for each load that wants one, and the reductions whose
+Enters: a KernelPlan and its tile dimensions. Leaves: a fill for each load that wants one, and the reductions whose
 operand already holds the identity there, which need no `tl.where`.
 
     x = tl.load(x_ptr + offset, mask, 0.0)        # fill 0
@@ -12,13 +12,14 @@ Values past the end are found by evaluating the op table on the fills.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from fusec.codegen.analysis import Analysis
-from fusec.ir.kernels import KernelPlan
+from fusec.codegen.analysis import Analysis, reduced_dims
+from fusec.codegen.tiles import Dim
+from fusec.ir.kernels import DimKind, KernelPlan
 from fusec.ir.ops import OPS, OpKind, identity, is_reduction
 from fusec.ir.types import Instr
 
@@ -35,32 +36,54 @@ class Padding:
     padded: frozenset[str]
 
 
-def choose_padding(plan: KernelPlan, analysis: Analysis, dim: str | None) -> Padding:
-    """Fills for the loads that vary along `dim`, so that as few reductions as possible need a tl.where."""
+def choose_padding(plan: KernelPlan, analysis: Analysis, dims: Sequence[Dim]) -> Padding:
+    """Fills for the loads that vary along masked reduced dimensions, so that few reductions need a tl.where."""
     body = [i for k, i in enumerate(plan.body) if analysis.live[k]]
-    reductions = [i for i in body if i.op in _FILLED]
-    if dim is None or not reductions or len(body) > _MAX_LINES:
+    if len(body) > _MAX_LINES:
         return Padding({}, frozenset())
+    fills: dict[str, Number] = {}
+    padded: frozenset[str] = frozenset()
+    for dim in reversed(dims):
+        if dim.kind is DimKind.GRID or dim.mask is None:
+            continue
+        own = [i for i in body if i.op in _FILLED and dim.name in reduced_dims(plan, i, dims)]
+        varying = {
+            i.out
+            for i in body
+            if i.op == "load" and not i.args and i.out is not None and dim.name in analysis.varying[i.out]
+        }
+        chosen, along = _choose(body, own, varying, {k: v for k, v in fills.items() if k in varying})
+        fills |= chosen
+        padded |= along
+    return Padding(fills, padded)
+
+
+def _choose(
+    body: list[Instr], reductions: list[Instr], loads: set[str], given: Mapping[str, Number]
+) -> tuple[dict[str, Number], frozenset[str]]:
+    """Fills and padded reductions of one dimension; `given` fills are already decided."""
+    if not reductions:
+        return {}, frozenset()
     by_name = {i.out: i for i in body if i.out is not None}
-    loads = {
-        i.out for i in body if i.op == "load" and not i.args and i.out is not None and dim in analysis.varying[i.out]
-    }
+    wanted = frozenset(i.out for i in reductions if i.out is not None)
+
+    def padded(fills: Mapping[str, Number]) -> frozenset[str]:
+        return _padded(body, {**fills, **given}) & wanted
+
     fills: dict[str, Number] = {}
     for reduction in reductions:
         source = _source(reduction.args[0], by_name)
         if source in loads and source not in fills:
             fills[source] = identity(reduction.op, by_name[source].dtype)
-    padded = _padded(body, fills)
     zeros = {name: identity("sum", by_name[name].dtype) for name in loads if name not in fills}
-    if len(padded) < len(reductions) and zeros and len(_padded(body, {**fills, **zeros})) > len(padded):
+    if len(padded(fills)) < len(wanted) and len(padded({**fills, **zeros})) > len(padded(fills)):
         fills |= zeros
-        for name in zeros:  # a zero that helps no reduction is dropped
-            without = {k: v for k, v in fills.items() if k != name}
-            if len(_padded(body, without)) == len(_padded(body, fills)):
-                fills = without
-        padded = _padded(body, fills)
-    needed = {k: v for k, v in fills.items() if _padded(body, {n: f for n, f in fills.items() if n != k}) != padded}
-    return Padding(needed, padded)
+    best = padded(fills)
+    for name in list(fills):  # a fill that helps no reduction is dropped
+        without = {k: v for k, v in fills.items() if k != name}
+        if padded(without) == best:
+            fills = without
+    return fills, best
 
 
 def _source(name: str, by_name: Mapping[str, Instr]) -> str:

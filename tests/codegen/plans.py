@@ -41,7 +41,7 @@ def pow2(n: int) -> int:
 
 
 class Build:
-    """Builds a plan line by line. Axes are named x0, x1, y0, r0 after their dimension.
+    """Builds a plan line by line. Axes are named x0, x1, y0, r0 after their dimension; q is a loop over rows.
 
     A line returns the name of its value; `phase()` starts the next phase of a looped kernel.
     """
@@ -54,11 +54,11 @@ class Build:
         for name, extents in dims.items():
             names = []
             for k, extent in enumerate((extents,) if isinstance(extents, int) else extents):
-                kind = AxisKind.REDUCTION if name == "r" else AxisKind.PARALLEL
+                kind = AxisKind.REDUCTION if name in ("q", "r") else AxisKind.PARALLEL
                 self.axes.append(Axis(f"{name}{k}", extent, kind))
                 names.append(f"{name}{k}")
-            reduced = DimKind.LOOP if looped else DimKind.WHOLE
-            self.dims.append(TileDim(name, tuple(names), reduced if name == "r" else DimKind.GRID))
+            kinds = {"r": DimKind.LOOP if looped else DimKind.WHOLE, "q": DimKind.LOOP}
+            self.dims.append(TileDim(name, tuple(names), kinds.get(name, DimKind.GRID)))
         self.phases: list[list[Instr]] = [[]]
         self.buffers: dict[str, Buffer] = {}
         self.dtypes: dict[str, torch.dtype] = {}
@@ -124,7 +124,7 @@ class Build:
     def cast(self, value: str, dtype: torch.dtype) -> str:
         return self._add("cast", (value,), dtype)
 
-    def op(self, op: str, *args: str) -> str:
+    def op(self, op: str, *args: str, over: str = "r") -> str:
         info = OPS[op]
         dtype = self.dtypes[args[-1]]
         if info.result is Result.BOOL:
@@ -132,7 +132,7 @@ class Build:
         if info.result is Result.INDEX:
             dtype = i64
         if is_reduction(op):
-            axes = tuple(a.name for a in self.axes if a.is_reduction)
+            axes = tuple(a.name for a in self.axes if a.is_reduction and a.name[0] == over)
             return self._add(op, args, self.dtypes[args[0]] if info.result is Result.SAME else dtype, axes=axes)
         return self._add(op, args, dtype)
 
@@ -151,7 +151,9 @@ class Build:
             default = {DimKind.GRID: 8, DimKind.LOOP: 16, DimKind.WHOLE: pow2(extents[dim.name])}[dim.kind]
             chosen.append((dim.name, blocks.get(dim.name, default)))
         strategy = Strategy.FLAT
-        if any(d.name == "r" for d in self.dims):
+        if any(d.name == "q" for d in self.dims):
+            strategy = Strategy.ROW_AND_COLUMN
+        elif any(d.name == "r" for d in self.dims):
             strategy = Strategy.LOOPED_ROW if self.looped else Strategy.PERSISTENT_ROW
         elif len(self.dims) == 2:
             strategy = Strategy.TILE_2D

@@ -13,6 +13,8 @@ from fusec.config import Config
 from fusec.errors import FusecError
 from fusec.ir.kernels import KernelPlan, Tile
 from fusec.ir.types import Axis, AxisKind, Instr, Role
+from fusec.runtime.build import compile_request
+from fusec.runtime.compiler import compile_kernel
 from tests.codegen.plans import Build, bf16, check, f32, generate, i64, run
 
 
@@ -452,3 +454,48 @@ def test_a_reduction_over_no_axes_is_a_copy(looped: bool) -> None:
     build.dtypes["%1"] = f32
     build.store("out", build.index(), build.op("sum", "%1"))
     check(build, x=torch.randn(100), rtol=1e-5, atol=1e-5)
+
+
+def norm_backward(programs: int, rows: int, n: int) -> Build:
+    """dx by rows and dweight by columns, from one read of the gradient."""
+    build = Build(x=programs, q=rows, r=n)
+    for name in ("grad", "normed"):
+        build.buffer(name, f32, (programs * rows, n))
+    build.buffer("w", f32, (n,))
+    build.buffer("dx", f32, (programs * rows, n), Role.OUTPUT)
+    build.buffer("partial", f32, (programs, n), Role.TEMPORARY)
+    at = build.index(x0=rows * n, q0=n, r0=1)
+    grad, normed = build.load("grad", at), build.load("normed", at)
+    product = build.op("mul", grad, normed)
+    scaled = build.op("mul", grad, build.load("w", build.index(r0=1)))
+    mean = build.op("div", build.op("sum", build.op("mul", scaled, normed)), build.const(float(n)))
+    build.store("dx", at, build.op("sub", scaled, build.op("mul", normed, mean)))
+    build.store("partial", build.index(x0=n, r0=1), build.op("sum", product, over="q"))
+    return build
+
+
+@pytest.mark.parametrize("programs, rows, n", [(1, 30, 77), (3, 8, 64), (4, 5, 100), (2, 1, 9)])
+def test_row_and_column_reductions_of_one_read(programs: int, rows: int, n: int) -> None:
+    inputs = {k: torch.randn(programs * rows, n) for k in ("grad", "normed")}
+    text = check(
+        norm_backward(programs, rows, n), w=torch.randn(n), **inputs, blocks={"x": 1, "q": 2}, rtol=1e-5, atol=1e-5
+    )
+    assert text.count("tl.load(grad_ptr") == 1 and (rows == 1 or "for row_start in range" in text)
+
+
+def test_a_row_and_column_kernel_that_ends_in_one_number() -> None:
+    build = Build(q=30, r=77)
+    build.buffer("x", f32, (30, 77))
+    build.buffer("out", f32, (), Role.OUTPUT)
+    x = build.load("x", build.index(q0=77, r0=1))
+    largest = build.op("max", x)
+    first = build.load("x", build.index(q0=77), build.op("gt", largest, build.const(0.0)), 0.0)
+    build.store("out", build.index(), build.op("sum", build.op("sub", first, largest), over="q"))
+    check(build, x=torch.randn(30, 77), blocks={"q": 4}, rtol=1e-5, atol=1e-5)
+    source = generate(build, q=4)
+    assert compile_kernel(compile_request(source, source.tile, 90)).spills == 0
+
+
+def test_a_row_and_column_kernel_compiles() -> None:
+    source = generate(norm_backward(4, 16, 1000), x=1, q=2)
+    assert compile_kernel(compile_request(source, source.tile, 90)).spills == 0
