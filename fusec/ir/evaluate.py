@@ -221,8 +221,9 @@ def _evaluate(
         for step in steps:
             if isinstance(step, Extern):
                 _call(step, graph.table, memory, sizes)
-            else:
-                evaluate_nest(step.axes, step.body, graph.table, memory, name=step.name, on_value=on_value, sizes=sizes)
+                continue
+            for nest in step.leaves if isinstance(step, KernelPlan) else (step,):
+                evaluate_nest(nest.axes, nest.body, graph.table, memory, name=nest.name, on_value=on_value, sizes=sizes)
         return _results(graph.outputs, memory, sizes)
 
 

@@ -28,6 +28,7 @@ class Strategy(Enum):
     TILE_2D = "2-D tile"  # two grid dimensions; memory orders differ between accesses
     PERSISTENT_ROW = "persistent row"  # the reduced extent is one tile held in registers
     LOOPED_ROW = "looped row"  # the reduced extent is a loop; one phase per pass over it
+    ROW_AND_COLUMN = "row and column"  # rows walked in a loop and reduced, columns summed along it
     SPLIT_ROW = "split row"  # one slice of a reduction per program; a second kernel finishes
 
 
@@ -41,7 +42,7 @@ class DimKind(Enum):
 class TileDim:
     """One dimension of the tile: consecutive kernel axes, flattened row-major into one index.
 
-    name: "x", "y" (grid) or "r" (reduced). The text calls its block XBLOCK, YBLOCK, RBLOCK.
+    name: "x", "y" (grid), "r" (reduced) or "q" (rows that a row-and-column program walks along). The text calls its block XBLOCK, YBLOCK, RBLOCK.
     """
 
     name: str
@@ -95,13 +96,14 @@ class KernelPlan:
 
     axes:     kernel axes, in tile order; reduced axes last, with kind REDUCTION.
     dims:     tile dimensions; each kernel axis is in exactly one. Grid dimensions first, "r" last.
-    phases:   SSA lines. All strategies but LOOPED_ROW have one phase. In LOOPED_ROW a phase is one pass
-              over the LOOP dimension; a value that varies along it never crosses into the next phase,
+    phases:   SSA lines; more than one only with a LOOP dimension. A phase is one pass over it; a value that varies along it never crosses into the next phase,
               and never depends on a reduction of its own phase.
     buffers:  the buffers read or written, in parameter order (reads first, then writes).
     nests:    the names of the lowered nests it covers.
     internal: buffers that live only as SSA values here; kept for explanations.
     boundary: a sentence: why this kernel ends where it ends.
+    parts:    a combined kernel: independent plans of one launch, each on its own range of program instances.
+              Its own axes, dims and phases are empty; buffers, nests and cost are those of all parts.
     """
 
     name: str
@@ -116,6 +118,12 @@ class KernelPlan:
     internal: tuple[str, ...] = ()
     boundary: str = ""
     candidates: tuple[Tile, ...] = ()  # other tiles worth measuring, best first
+    parts: tuple[KernelPlan, ...] = ()
+
+    @property
+    def leaves(self) -> tuple[KernelPlan, ...]:
+        """The plans that have lines: the parts of a combined kernel, else the kernel itself."""
+        return self.parts or (self,)
 
     @cached_property
     def body(self) -> tuple[Instr, ...]:
@@ -123,15 +131,17 @@ class KernelPlan:
 
     @cached_property
     def reads(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(i.access.buffer for i in self.body if i.op == "load" and i.access))
+        lines = (i for leaf in self.leaves for i in leaf.body)
+        return tuple(dict.fromkeys(i.access.buffer for i in lines if i.op == "load" and i.access))
 
     @cached_property
     def writes(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(i.access.buffer for i in self.body if i.op != "load" and i.access))
+        lines = (i for leaf in self.leaves for i in leaf.body)
+        return tuple(dict.fromkeys(i.access.buffer for i in lines if i.op != "load" and i.access))
 
     @cached_property
     def origins(self) -> tuple[Origin, ...]:
-        return tuple(dict.fromkeys(i.origin for i in self.body if i.origin is not None))
+        return tuple(dict.fromkeys(i.origin for leaf in self.leaves for i in leaf.body if i.origin is not None))
 
     def dim(self, name: str) -> TileDim | None:
         return next((d for d in self.dims if d.name == name), None)
@@ -189,6 +199,9 @@ class Param:
     aligned: bool = True  # the pointer is 16-byte aligned
 
 
+Grid = tuple[tuple[IndexLike, Union[str, None]], ...]  # per grid axis: extent, block parameter or None
+
+
 @dataclass(frozen=True, slots=True)
 class KernelSource:
     """Triton text and all that is needed to compile and launch it, on any target.
@@ -196,6 +209,7 @@ class KernelSource:
     text:      a whole Python module that defines `@triton.jit def <name>(...)`.
     params:    in the function's order: pointers, sizes, then blocks.
     grid:      per grid axis (extent, block parameter name or None): ceil(extent / block) programs.
+    parts:     of a combined kernel: the grid of each part. They follow one another along the only grid axis.
     tile:      blocks used on a GPU. interpreter_tile: large blocks for the interpreter, same text.
     cache_key: hash of the text without comments and of everything else that decides the binary.
     """
@@ -203,8 +217,9 @@ class KernelSource:
     name: str
     text: str
     params: tuple[Param, ...]
-    grid: tuple[tuple[IndexLike, str | None], ...]
+    grid: Grid
     tile: Tile
     interpreter_tile: Tile
     cache_key: str
     candidates: tuple[Tile, ...] = ()
+    parts: tuple[Grid, ...] = ()

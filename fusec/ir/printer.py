@@ -227,6 +227,8 @@ def _cost(cost: KernelCost) -> str:
 
 def format_plan(plan: KernelPlan) -> str:
     """Axes, tile and strategy, cost, the lines of each phase, and why the kernel ends where it ends."""
+    if plan.parts:
+        return _combined(plan)
     header = f"kernel {plan.name} ({format_axes(plan.axes)}): {plan.strategy.value}"
     lines = [_commented(header, format_origins(plan.origins))]
     blocks = dict(plan.tile.blocks)
@@ -243,6 +245,15 @@ def format_plan(plan: KernelPlan) -> str:
         lines += format_body(phase, "    " if len(plan.phases) > 1 else "  ")
     if plan.boundary:
         lines.append(f"  ends: {plan.boundary}")
+    return "\n".join(lines)
+
+
+def _combined(plan: KernelPlan) -> str:
+    """The parts of a launch, one under the other."""
+    header = f"kernel {plan.name}: {len(plan.parts)} kernels side by side"
+    lines = [_commented(header, format_origins(plan.origins)), f"  cost {_cost(plan.cost)}; {plan.tile.num_warps} warps"]
+    for part in plan.parts:
+        lines += [f"  {line}" for line in format_plan(part).splitlines()]
     return "\n".join(lines)
 
 

@@ -339,7 +339,8 @@ def verify_schedule(schedule: Schedule) -> None:
             continue
         verify_plan(step, flow.table)
         flow.read(step.name, [b for b in step.reads if b not in step.writes], step)
-        flow.write(step)
+        for leaf in step.leaves:
+            flow.write(leaf)
     flow.outputs(schedule.outputs)
 
 
@@ -349,14 +350,43 @@ def verify_schedule(schedule: Schedule) -> None:
 def verify_plan(plan: KernelPlan, table: Mapping[str, Buffer]) -> None:
     """Check a kernel's lines, that its dimensions cover its axes once, and the rules of phases."""
     where = f"kernel {plan.name}"
+    if plan.parts:
+        _check_parts(where, plan, table)
+        return
     body = _Body(where, plan.axes, plan.body, table)
     body.check()
     _check_dims(where, plan)
     _check_phases(where, plan, body.varies)
+    _check_buffers(where, plan)
+
+
+def _check_buffers(where: str, plan: KernelPlan) -> None:
     known = {b.name for b in plan.buffers}
     missing = [n for n in (*plan.reads, *plan.writes) if n not in known]
     if missing:
         raise _fail(where, f"uses {', '.join(missing)}, missing from its buffers", plan)
+
+
+def _check_parts(where: str, plan: KernelPlan, table: Mapping[str, Buffer]) -> None:
+    """Each part is a kernel; their programs run in any order, so none touches what another one writes."""
+    if plan.phases or plan.axes or plan.dims:
+        raise _fail(where, "a combined kernel has no axes, dimensions and lines of its own", plan)
+    writer: dict[str, str] = {}
+    for part in plan.parts:
+        if part.parts:
+            raise _fail(where, f"its part {part.name} has parts itself", plan)
+        if part.tile.num_warps != plan.tile.num_warps:
+            raise _fail(where, f"its part {part.name} wants {part.tile.num_warps} warps", plan)
+        verify_plan(part, table)
+        for buffer in part.writes:
+            if buffer in writer:
+                raise _fail(where, f"its parts {writer[buffer]} and {part.name} both write {buffer}", plan)
+            writer[buffer] = part.name
+    for part in plan.parts:
+        for buffer in part.reads:
+            if writer.get(buffer, part.name) != part.name:
+                raise _fail(where, f"its part {part.name} reads {buffer}, which its part {writer[buffer]} writes", plan)
+    _check_buffers(where, plan)
 
 
 def _check_dims(where: str, plan: KernelPlan) -> None:

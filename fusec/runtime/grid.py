@@ -4,14 +4,17 @@ Enters: a KernelSource, a Tile, the values of its sizes. Leaves: block parameter
 
     block_values(source, Tile((("x", 1024),))) == {"XBLOCK": 1024}
     launch_grid(source, tile, ()) == (4,)            # ceil(4000 / 1024)
+
+The parts of a combined kernel follow one another along one grid axis: their program instances add up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from fusec.ir.index import IndexLike, as_int, evaluate
-from fusec.ir.kernels import KernelSource, Tile
+from fusec.ir.kernels import Grid, KernelSource, Tile
 
 
 def block_values(source: KernelSource, tile: Tile) -> dict[str, int]:
@@ -31,7 +34,13 @@ def launch_grid(source: KernelSource, tile: Tile, sizes: Sequence[int]) -> tuple
     names = [p.name for p in source.params if p.kind == "size"]
     values = dict(zip(names, sizes, strict=True))
     blocks = block_values(source, tile)
-    return tuple(-(-_extent(e, values) // (1 if b is None else blocks[b])) for e, b in source.grid) or (1,)
+
+    def programs(grid: Grid) -> tuple[int, ...]:
+        return tuple(-(-_extent(e, values) // (1 if b is None else blocks[b])) for e, b in grid)
+
+    if source.parts:
+        return (sum(prod(programs(part)) for part in source.parts),)
+    return programs(source.grid) or (1,)
 
 
 def _extent(extent: IndexLike, values: dict[str, int]) -> int:
