@@ -34,7 +34,8 @@ __all__ = ["Difference", "Replay", "replay_graph"]
 
 MAX_RANK = 5  # orders of the axes that are tried: 120
 
-# (relative, absolute) by the dtype that eager holds; a fused chain of a low precision rounds less often.
+# (relative, absolute) by the coarsest floating dtype that a kernel touches: where eager rounds to it between two
+# ops, a fused chain does not, so float32 values computed from bfloat16 ones agree to bfloat16's precision only.
 TOLERANCE = {
     torch.float64: (1e-9, 1e-9),
     torch.float32: (1e-4, 1e-5),
@@ -164,10 +165,12 @@ class _Watch:
             return
         self.values += 1
         best: Difference | None = None
+        dtype = _coarsest(plan, candidates[0].dtype)
         for expected in candidates:
             for ordered in _orders(value):
                 name = f"{instr.out} = {instr.op}"
-                found = _compare(plan.name, "value", name, instr.origin, expected, ordered.reshape(expected.shape))
+                got = ordered.reshape(expected.shape)
+                found = _compare(plan.name, "value", name, instr.origin, expected, got, dtype)
                 if found is None:
                     return
                 best = found if best is None or found.wrong < best.wrong else best
@@ -185,13 +188,21 @@ class _Watch:
             strides = [as_int(n) or 0 for n in buffer.strides]
             got = tensor.detach().cpu().as_strided(shape, strides)
             said = memory[buffer.name].as_strided(shape, strides) if got.numel() else got
-            found = _compare(plan.name, "text", buffer.name, origin, said, got)
+            found = _compare(plan.name, "text", buffer.name, origin, said, got, got.dtype)
             eager = [t for t in _tensors(self.eager.get(origin.node)) if t.shape == got.shape] if origin else []
-            against = [_compare(plan.name, "buffer", buffer.name, origin, t, got) for t in eager]
+            dtype = _coarsest(plan, got.dtype)
+            against = [_compare(plan.name, "buffer", buffer.name, origin, t, got, dtype) for t in eager]
             if found is not None:
                 self.differences.append(found)
             elif against and all(a is not None for a in against):
                 self.differences.append(min((a for a in against if a is not None), key=lambda a: a.wrong))
+
+
+def _coarsest(plan: KernelPlan, dtype: torch.dtype) -> torch.dtype:
+    """`dtype` itself when it is exact, else the floating dtype of fewest bits among it and the kernel's buffers."""
+    if not dtype.is_floating_point:
+        return dtype
+    return min((dtype, *(b.dtype for b in plan.buffers if b.dtype.is_floating_point)), key=lambda d: d.itemsize)
 
 
 def _last_lines(plan: KernelPlan) -> dict[str, Instr]:
@@ -226,13 +237,18 @@ def _orders(value: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def _compare(
-    kernel: str, where: str, name: str, origin: Origin | None, expected: torch.Tensor, got: torch.Tensor
+    kernel: str,
+    where: str,
+    name: str,
+    origin: Origin | None,
+    expected: torch.Tensor,
+    got: torch.Tensor,
+    dtype: torch.dtype,
 ) -> Difference | None:
-    """None when they agree within the tolerance of the coarser dtype; NaN equals NaN."""
+    """None when they agree within the tolerance of `dtype`; NaN equals NaN."""
     if expected.numel() == 0:
         return None
-    coarse = min((expected.dtype, got.dtype), key=lambda d: d.itemsize if d.is_floating_point else 99)
-    relative, absolute = TOLERANCE.get(coarse, (0.1, 0.1)) if coarse.is_floating_point else (0.0, 0.0)
+    relative, absolute = TOLERANCE.get(dtype, (0.1, 0.1)) if dtype.is_floating_point else (0.0, 0.0)
     a, b = expected.double(), got.double()
     close = torch.isclose(b, a, rtol=relative, atol=absolute, equal_nan=True)
     if bool(close.all()):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from fusec.inspect.drawing import Arrow, Box, draw
 from fusec.inspect.rows import ExternRow, GraphRecord, KernelRow, duration, plural, short_lines
-from fusec.ir.kernels import FusionDecision, KernelPlan
+from fusec.ir.kernels import FusionDecision, KernelPlan, Step
 from fusec.ir.printer import format_bytes
 from fusec.ir.types import Role, TensorView
 
@@ -173,36 +173,44 @@ def _sentences(sentences: Iterable[str]) -> str:
 
 def fusion_graph(record: GraphRecord, anchors: dict[str, str] | None = None) -> str:
     """Kernels and library calls as boxes, the buffers between them as arrows; weights are left out."""
-    schedule, anchors = record.schedule, anchors or {}
+    schedule = record.schedule
     names = dict(zip(schedule.inputs, record.captured.names))
     boxes: list[Box] = []
     arrows: list[Arrow] = []
     writer: dict[str, str] = {}
     for buffer in schedule.buffers:
         label = names.get(buffer.name) or buffer.hint or buffer.name
-        if buffer.role is Role.INPUT and "weight" not in label and "bias" not in label:
-            boxes.append(Box(buffer.name, label[-28:], "input", title=label))
+        if buffer.role is Role.INPUT and not label.endswith(("weight", "bias")):
+            boxes.append(Box(buffer.name, ".".join(label.split(".")[-2:]), "input", title=label))
             writer[buffer.name] = buffer.name
+
+    def connect(buffer: str, target: str) -> None:
+        if buffer in writer:
+            b = schedule.table[buffer]
+            arrows.append(Arrow(writer[buffer], target, f"{b.name}: {b.dtype} {tuple(b.shape)}".replace("torch.", "")))
+
     for i, step in enumerate(schedule.steps):
-        name = f"step{i}"
-        kernel = isinstance(step, KernelPlan)
-        label = record.sources[step.name].name if isinstance(step, KernelPlan) else str(step.target)
-        link = anchors.get(record.sources[step.name].cache_key, "") if isinstance(step, KernelPlan) else ""
-        reason = step.boundary if isinstance(step, KernelPlan) else step.reason
-        boxes.append(Box(name, _short(label), "kernel" if kernel else "extern", link, f"{label}: {reason}"))
+        boxes.append(_step_box(f"step{i}", step, record, anchors or {}))
         for read in step.reads:
-            if read in writer:
-                arrows.append(Arrow(writer[read], name, read))
-        writer.update(dict.fromkeys(step.writes, name))
+            connect(read, f"step{i}")
+        writer.update(dict.fromkeys(step.writes, f"step{i}"))
     for i, output in enumerate(o for o in schedule.outputs if isinstance(o, TensorView)):
         boxes.append(Box(f"out{i}", f"output {i}", "output"))
-        if output.buffer in writer:
-            arrows.append(Arrow(writer[output.buffer], f"out{i}", output.buffer))
-    read_from = {a.source for a in arrows}
-    return draw([b for b in boxes if b.kind != "input" or b.name in read_from], arrows)
+        connect(output.buffer, f"out{i}")
+    used = {a.source for a in arrows}
+    return draw([b for b in boxes if b.kind != "input" or b.name in used], arrows)
 
 
-def _short(label: str, limit: int = 34) -> str:
+def _step_box(name: str, step: Step, record: GraphRecord, anchors: dict[str, str]) -> Box:
+    if isinstance(step, KernelPlan):
+        source = record.sources[step.name]
+        title = f"{source.name}: {step.boundary}"
+        return Box(name, _short(source.name), "kernel", anchors.get(source.cache_key, ""), title)
+    op = str(step.target)
+    return Box(name, _short(op.removeprefix("aten.").removesuffix(".default").lstrip("_")), "extern", "", op)
+
+
+def _short(label: str, limit: int = 38) -> str:
     return label if len(label) <= limit else label[: limit - 1] + "…"
 
 

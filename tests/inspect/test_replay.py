@@ -64,6 +64,17 @@ def test_a_norm_agrees_inside_and_out(dtype: torch.dtype) -> None:
     assert "all agree with eager" in str(replay)
 
 
+def test_values_that_eager_rounds_and_a_fused_chain_does_not_agree() -> None:
+    def add_norm(x: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+        h = x + r  # bfloat16 in eager mode, float32 inside the kernel
+        return (h.float() * h.float().pow(2).mean(-1, keepdim=True)).to(x.dtype)
+
+    inputs = torch.randn(9, 64).bfloat16(), torch.randn(9, 64).bfloat16()
+    record, executable = compiled(add_norm, *inputs)
+    replay = replay_graph(record, executable, inputs)
+    assert len(record.plans) == 1 and replay, str(replay)
+
+
 def test_library_calls_views_and_segments_agree() -> None:
     inputs = torch.randn(5, 4), torch.randn(4, 4)
     record, executable = compiled(mixed, *inputs)
