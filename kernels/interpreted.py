@@ -104,6 +104,7 @@ _UNARY: dict[str, Function] = {
     "log1p": torch.log1p,
     "sigmoid": torch.sigmoid,
     "sigmoid_rn": torch.sigmoid,
+    "sigmoid_rough": torch.sigmoid,
     "sin": torch.sin,
     "cos": torch.cos,
     "tan": torch.tan,

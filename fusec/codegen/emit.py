@@ -24,7 +24,7 @@ from fusec.codegen.hints import Hints
 from fusec.codegen.names import Names
 from fusec.codegen.padding import Padding
 from fusec.codegen.reduce import accumulator_dtype, combine, finish, initial, reduce_call
-from fusec.codegen.text import AND, ATOM, Text
+from fusec.codegen.text import AND, ATOM, MUL, UNARY, Text
 from fusec.codegen.tiles import Dim
 from fusec.codegen.triton import TEXT, Operand, convert, dtype_text, literal, render, stores_implicitly
 from fusec.ir.index import as_int
@@ -34,6 +34,7 @@ from fusec.ir.types import Access, AccessMode, Instr
 
 MAX_OPS = 4  # operations folded into one line
 MAX_LINE = 76
+_EVEN_AT_ZERO = {"exp", "exp2", "sigmoid", "cos", "cosh", "abs", "lt", "le", "gt", "ge", "eq", "ne"}
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 # float32, int32 and int64 literals keep their type as arguments of a call; others would change the result's.
 _CALL_LITERALS = (torch.float32, torch.int32, torch.int64)
@@ -202,7 +203,13 @@ class Emitter:
         if instr.op == "cast" and self._store_converts(instr, operands[0]):
             self._set(instr, Value(operands[0].text, instr.dtype, self.values[source].ops))
             return
-        value = Value(render(instr.op, operands, instr.dtype, self.precision), instr.dtype, ops)
+        if instr.op == "neg" and self._sign_of_zero_is_lost(instr):
+            value = Value(Text(f"-{operands[0].text.wrap(UNARY)}", UNARY), instr.dtype, ops)
+        elif self._divides_rows(instr):
+            inverse = Text(f"1.0 / {operands[1].text.wrap(UNARY)}", MUL)
+            value = Value(Text(f"{operands[0].text.wrap(MUL)} * ({inverse.text})", MUL), instr.dtype, ops)
+        else:
+            value = Value(render(instr.op, operands, instr.dtype, self.precision), instr.dtype, ops)
         loaded = instr.op == "cast" and "tl.load(" in operands[0].text.text
         if not loaded and len(value.text.text) > MAX_LINE and any(len(o.text.text) > 24 for o in operands):
             operands = self._shortened(instr, operands, narrow)
@@ -211,6 +218,20 @@ class Emitter:
             self._name(instr, value)
         else:
             self._result(instr, value)
+
+    def _sign_of_zero_is_lost(self, instr: Instr) -> bool:
+        """True when no reader of a float32 negation tells 0.0 from -0.0."""
+        assert instr.out is not None
+        readers = {self.plan.body[k].op for k in self.analysis.users[instr.out]}
+        return instr.dtype in (torch.float32, torch.float64) and readers <= _EVEN_AT_ZERO
+
+    def _divides_rows(self, instr: Instr) -> bool:
+        """Dividing a tile by one number a row: one division a row and a product a point, where 16 bits are kept."""
+        if instr.op != "div" or self.precision != "rough" or instr.dtype is not torch.float32:
+            return False
+        value, divisor = (self.analysis.varying[a] for a in instr.args)
+        literal_operand = any(self.values[a].literal is not None for a in instr.args)
+        return not literal_operand and divisor < value
 
     def _store_converts(self, instr: Instr, operand: Operand) -> bool:
         """True when the value only goes into a buffer of its dtype, which converts in the same way."""

@@ -38,7 +38,7 @@ from fusec.codegen.tiles import Tiling, choose_tiling
 from fusec.config import Config
 from fusec.ir.index import IndexLike, as_int, symbols_of
 from fusec.ir.kernels import DimKind, KernelPlan, KernelSource, Param
-from fusec.ir.types import Buffer, Role
+from fusec.ir.types import Buffer
 from fusec.kernels import device
 
 _DEVICE_TEXT = hashlib.sha256(inspect.getsource(device).encode()).hexdigest()
@@ -58,7 +58,7 @@ def generate_kernel(plan: KernelPlan, table: Mapping[str, Buffer], config: Confi
     analysis = analyze(plan, tiling.dims)
     padding = choose_padding(plan, analysis, tiling.dims)
     hints = value_hints(plan, table)
-    emitter = Emitter(plan, tiling.dims, analysis, names, hints, padding, pointers, config.precision)
+    emitter = Emitter(plan, tiling.dims, analysis, names, hints, padding, pointers, _precision(plan, table, config))
     body = emitter.emit() or ["pass"]
     params = _params(plan, table, pointers, emitter.addresses.sizes, tiling, body)
     code = _function(name, params, body)
@@ -77,6 +77,13 @@ def generate_kernel(plan: KernelPlan, table: Mapping[str, Buffer], config: Confi
         cache_key=_cache_key([*prologue, *code], params, grid, plan, tiling, config),
         candidates=tiling.candidates,
     )
+
+
+def _precision(plan: KernelPlan, table: Mapping[str, Buffer], config: Config) -> str:
+    """ "rough" when all real numbers that leave the kernel are rounded to 16 bits, in precision "fast"."""
+    real = [table[name].dtype for name in plan.writes if table[name].dtype.is_floating_point]
+    rough = config.precision == "fast" and bool(real) and all(dtype.itemsize <= 2 for dtype in real)
+    return "rough" if rough else config.precision
 
 
 def _dimension_names(plan: KernelPlan, names: Names) -> dict[str, str]:
@@ -115,12 +122,11 @@ def _unit_stride_dims(plan: KernelPlan) -> Counter[str]:
 def _pointer_names(plan: KernelPlan, table: Mapping[str, Buffer], names: Names) -> dict[str, str]:
     """`x_ptr`, `weight_ptr`; a single result is `out_ptr`. Loaded values take the same name without `_ptr`."""
     written = [b.name for b in plan.buffers if b.name in plan.writes and b.name not in plan.reads]
-    outputs = [n for n in written if table[n].role is Role.OUTPUT]
     hints: Counter[str] = Counter()
     result: dict[str, str] = {}
     for buffer in plan.buffers:
         hint = buffer_hint(table[buffer.name])
-        if (outputs == [buffer.name] and len(written) == 1) or (buffer.name in written and hint in ("tmp", "source")):
+        if written == [buffer.name] or (buffer.name in written and hint in ("tmp", "source")):
             hint = "out"
         hints[hint] += 1
         result[buffer.name] = names.fresh(f"{hint}_ptr" if hints[hint] == 1 else f"{hint}_{hints[hint] - 1}_ptr")

@@ -66,7 +66,10 @@ class Operand:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One Instr to write: operands of one dtype (`where`: its condition first)."""
+    """One Instr to write: operands of one dtype (`where`: its condition first).
+
+    precision: "eager", "fast", or "rough" where float32 results are only ever stored with 8 or 11 bits.
+    """
 
     operands: tuple[Operand, ...]
     dtype: torch.dtype
@@ -208,12 +211,24 @@ def _float32_eager(exact: Render, fast: Render) -> Render:
     return lambda line: exact(line) if line.precision == "eager" and line.operand_dtype is torch.float32 else fast(line)
 
 
+def _float32_rough(rough: Render, exact: Render) -> Render:
+    """The quicker text for float32 that is stored with 16 bits."""
+    return lambda line: (
+        rough(line) if line.precision == "rough" and line.operand_dtype is torch.float32 else exact(line)
+    )
+
+
 def _same(line: Line) -> Text:
     return line.texts[0]
 
 
 def _negate(line: Line) -> Text:
     return Text(f"-{line.texts[0].wrap(UNARY)}", UNARY)
+
+
+def _negate_float(line: Line) -> Text:
+    """Triton subtracts from zero for `-x`, which loses the sign of a zero."""
+    return Text(f"{line.texts[0].wrap(MUL)} * -1.0", MUL)
 
 
 def _invert(line: Line) -> Text:
@@ -290,21 +305,27 @@ for _name in ("const", "index", "load", "store", "sum", "prod", "max", "min", "a
 _row("cast", _cast, widen=False)
 _row("bitcast", _bitcast, widen=False)
 
-_row("neg", _negate)
+_row("neg", _by_dtype(floating=_negate_float, integer=_negate))
 _row("abs", _by_dtype(floating=_function("tl.abs"), integer=_function("tl.abs"), boolean=_same, unsigned=_same))
 _row("sign", _by_dtype(floating=_function("device.sign"), boolean=_same))
 _row("floor", _by_dtype(floating=_function("tl.floor"), integer=_same))
 _row("ceil", _by_dtype(floating=_function("tl.ceil"), integer=_same))
 _row("trunc", _by_dtype(floating=_function("device.trunc"), integer=_same))
 _row("round", _by_dtype(floating=_function("device.round"), integer=_same))
-_row("exp", _float32_eager(_function("device.exp"), _function("tl.exp")))
+_row("exp", _float32_rough(_function("tl.exp"), _function("device.exp")))
 _row("exp2", _function("tl.exp2"))
 _row("log", _function("tl.log"))
 _row("log2", _function("tl.log2"))
 _row("sqrt", _float32_eager(_function("tl.sqrt_rn"), _function("tl.sqrt")))
 _row("rsqrt", _function("tl.rsqrt"))
 _row("reciprocal", _float32_eager(_reciprocal_rn, _reciprocal))
-_row("sigmoid", _float32_eager(_function("device.sigmoid_rn"), _function("device.sigmoid")))
+_row(
+    "sigmoid",
+    _float32_rough(
+        _function("device.sigmoid_rough"),
+        _float32_eager(_function("device.sigmoid_rn"), _function("device.sigmoid")),
+    ),
+)
 for _name in (
     "expm1", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh",
     "atanh", "erf", "erfc", "erfinv", "lgamma",

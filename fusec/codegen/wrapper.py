@@ -30,6 +30,7 @@ Buffers are freed where the BufferPlan says; a buffer that takes over a dead one
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,7 +96,10 @@ class _Wrapper:
             assert position == len(targets) - 1
         if targets:
             joined = ", ".join(targets)
-            self.lines.append(f"{joined} = args" if len(targets) > 1 else f"({joined},) = args")
+            if len(joined) > _MAX_LINE - 8:
+                self.lines += ["(", *(f"    {line}" for line in textwrap.wrap(joined, _MAX_LINE - 8)), ") = args"]
+            else:
+                self.lines.append(f"{joined} = args" if len(targets) > 1 else f"({joined},) = args")
         self.lines.append("args.clear()")
         self._unpack_sizes()
         for name, _ in self.schedule.constants:

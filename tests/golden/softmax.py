@@ -22,4 +22,4 @@ def softmax_kernel(scores_ptr, out_ptr, XBLOCK: tl.constexpr, RBLOCK: tl.constex
     largest = device.max(scores, 1)
     exp = tl.exp(scores - largest)
     total = device.sum(exp, 1)
-    tl.store(out_ptr + offset, exp / total, col_mask)
+    tl.store(out_ptr + offset, exp * (1.0 / total), col_mask)
