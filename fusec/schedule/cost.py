@@ -18,8 +18,8 @@ from fusec.ir.index import as_int
 from fusec.ir.kernels import KernelCost
 from fusec.ir.ops import OPS
 from fusec.ir.types import Axis, Buffer, Instr, LoopNest
-from fusec.schedule.legality import reduced_axes
 from fusec.schedule.phases import count_phases
+from fusec.schedule.reduced import ReducedShape, reduced_shape
 from fusec.schedule.strides import unit_axis
 from fusec.schedule.traffic import traffic
 
@@ -59,6 +59,14 @@ def estimate(nest: LoopNest, table: Mapping[str, Buffer], device: DeviceModel) -
     return _estimate(nest.body, nest.axes, tuple((b, table[b]) for b in (*nest.reads, *nest.writes)), device)
 
 
+@dataclass(frozen=True, slots=True)
+class _Prices:
+    """Seconds when one program works on each row, and when rows are split over programs (inf where they cannot be)."""
+
+    whole_rows: float
+    split_rows: float = float("inf")
+
+
 @lru_cache(maxsize=4096)
 def _estimate(
     body: tuple[Instr, ...], axes: tuple[Axis, ...], buffers: tuple[tuple[str, Buffer], ...], device: DeviceModel
@@ -66,47 +74,47 @@ def _estimate(
     table = dict(buffers)
     moved = traffic(body, axes, table)
     read, written = moved.bytes_read(table), moved.bytes_written(table)
-    reduced = reduced_axes(body)
-    rows = prod(as_int(a.extent) or 1 for a in axes if a.name not in reduced)
-    columns = prod(as_int(a.extent) or 1 for a in axes if a.name in reduced)
-    passes = count_phases(body, axes, reduced) if reduced and columns > PERSISTENT_LIMIT else 1
-    requested = read * passes
+    passes = _passes(body, axes)
     flops = _instructions(body, axes)
     registers = 24 + 8 * max_live(body, axes)
-    programs = _programs(LoopNest("", axes, body), reduced, rows, columns)
-    seconds = _seconds(read, written, requested, flops, programs, columns, passes, device)
-    return KernelCost(read, written, requested, flops, registers, seconds)
+    prices = _prices(LoopNest("", axes, body), read, written, flops, passes, device)
+    return KernelCost(read, written, read * passes, flops, registers, min(prices.whole_rows, prices.split_rows))
 
 
-def _seconds(
-    read: int, written: int, requested: int, flops: int, programs: int, columns: int, passes: int, device: DeviceModel
-) -> float:
-    moved = read + written + REREAD * (requested - read)
+def _passes(body: tuple[Instr, ...], axes: tuple[Axis, ...]) -> int:
+    """How often a row is read: once while it fits into registers, else once a phase."""
+    shape = reduced_shape(body, axes)
+    assert isinstance(shape, ReducedShape), shape
+    columns = prod(as_int(a.extent) or 1 for a in axes if a.name in shape.whole)
+    return 1 if shape.loop or columns <= PERSISTENT_LIMIT else count_phases(body, axes, shape.whole)
+
+
+def _prices(nest: LoopNest, read: int, written: int, flops: int, passes: int, device: DeviceModel) -> _Prices:
+    shape = reduced_shape(nest.body, nest.axes)
+    assert isinstance(shape, ReducedShape), shape
+    rows = prod(as_int(a.extent) or 1 for a in nest.axes if a.name not in shape.axes)
+    moved = read + written + REREAD * read * (passes - 1)
     work = max(moved / device.bandwidth, flops / device.rate)
-    alone = device.launch + work / min(1.0, programs / device.multiprocessors)
-    if columns == 1 or programs >= device.multiprocessors:
-        return alone
+    if not shape.axes:
+        programs = max(rows // 1024, 1)
+    elif rows > 1 and not shape.loop and unit_axis(nest) not in shape.axes:
+        programs = max(rows // 64, 1)  # neighbouring rows are adjacent in memory and share a program
+    else:
+        programs = rows
+    whole = device.launch + work / min(1.0, programs / device.multiprocessors)
+    if not shape.axes or shape.loop or programs >= device.multiprocessors:
+        return _Prices(whole)
     # A reduction with few rows can be split: two launches a pass, at full speed.
-    return min(alone, 2 * passes * device.launch + max((requested + written) / device.bandwidth, flops / device.rate))
-
-
-def _programs(nest: LoopNest, reduced: frozenset[str], rows: int, columns: int) -> int:
-    """Program instances that share the work: points / 1024, one a row, or one for 64 neighbouring rows."""
-    if columns == 1:
-        return max(rows // 1024, 1)
-    adjacent = rows > 1 and unit_axis(nest) not in reduced  # neighbouring rows are adjacent in memory
-    return max(rows // 64, 1) if adjacent else rows
+    fast = max((read * passes + written) / device.bandwidth, flops / device.rate)
+    return _Prices(whole, 2 * passes * device.launch + fast)
 
 
 def splitting_pays(nest: LoopNest, table: Mapping[str, Buffer], device: DeviceModel) -> bool:
     """True when two launches a pass at full speed are predicted to beat one launch by as few programs as rows."""
     cost = estimate(nest, table, device)
-    reduced = reduced_axes(nest.body)
-    rows = prod(as_int(a.extent) or 1 for a in nest.axes if a.name not in reduced)
-    moved = cost.bytes_read + cost.bytes_written + REREAD * (cost.requested_bytes - cost.bytes_read)
-    work = max(moved / device.bandwidth, cost.flops / device.rate)
-    programs = _programs(nest, reduced, rows, 2)
-    return cost.seconds < device.launch + work / min(1.0, programs / device.multiprocessors)
+    passes = _passes(nest.body, nest.axes)
+    prices = _prices(nest, cost.bytes_read, cost.bytes_written, cost.flops, passes, device)
+    return prices.split_rows < prices.whole_rows
 
 
 def _instructions(body: Sequence[Instr], axes: Sequence[Axis]) -> int:

@@ -24,7 +24,7 @@ from fusec.schedule.dependence import Dependence
 from fusec.schedule.legality import Refusal, fuse_nests, with_reduction_kinds
 from fusec.schedule.merge import with_unique_values, without_stores
 
-SHARED_READ_FLOOR = 1 << 16  # bytes: sharing less than this by a common read alone is not worth a merge
+SHARED_READ_FLOOR = 1  # bytes: a common read of any size suggests a pair; the cost model decides
 MANY_READERS = 24  # a buffer with more readers (a scalar, a mask) does not suggest pairs
 
 

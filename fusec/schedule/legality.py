@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from fusec.ir.index import symbols_of
-from fusec.ir.types import Access, AccessMode, Axis, AxisKind, Instr, LoopNest
+from fusec.ir.types import Access, AccessMode, AxisKind, Instr, LoopNest
 from fusec.schedule.axes import Alignment, Matcher, align, rewrite_axes
 from fusec.schedule.merge import join
+from fusec.schedule.reduced import reduced_axes, reduced_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +43,15 @@ def fuse_nests(left: LoopNest, right: LoopNest, precision: str) -> LoopNest | Re
     alignment = align(matcher, left.axes, right.axes)
     left_body = rewrite_axes(left.body, alignment.left, alignment.left_names)
     right_body = rewrite_axes(right.body, alignment.right, alignment.right_names)
-    refusal = _check_axes(left, right, left_body, right_body, alignment) or _check_flows(
-        left, right, left_body, right_body
-    )
+    refusal = _check_axes(left, right, left_body, right_body, alignment)
+    refusal = refusal or _check_flows(left, right, left_body, right_body)
     if refusal is not None:
         return refusal
-    reduced = reduced_axes((*left_body, *right_body))
-    axes = tuple(
-        Axis(a.name, a.extent, AxisKind.REDUCTION if a.name in reduced else AxisKind.PARALLEL) for a in alignment.axes
-    )
-    return LoopNest(f"{left.name}+{right.name}", axes, join(left_body, right_body, precision))
-
-
-def reduced_axes(body: tuple[Instr, ...]) -> frozenset[str]:
-    """Every axis that some reduction of the body removes."""
-    return frozenset(a for i in body for a in i.reduced_axes)
+    body = join(left_body, right_body, precision)
+    shape = reduced_shape(body, alignment.axes)  # once more: now values flow from one side to the other
+    if isinstance(shape, str):
+        return Refusal(f"{left.name} and {right.name} {shape}")
+    return with_reduction_kinds(LoopNest(f"{left.name}+{right.name}", alignment.axes, body))
 
 
 def _stores(nest: LoopNest) -> dict[str, list[Instr]]:
@@ -105,22 +100,20 @@ def _check_axes(
     left: LoopNest, right: LoopNest, left_body: tuple[Instr, ...], right_body: tuple[Instr, ...], alignment: Alignment
 ) -> Refusal | None:
     extents = {a.name: a.extent for a in alignment.axes}
-    sets = {frozenset(a for a in i.reduced_axes if a in extents) for i in (*left_body, *right_body) if i.reduced_axes}
-    if len(sets) > 1:
-        described = " and ".join(sorted("(" + ", ".join(f"{a}<{extents[a]}" for a in sorted(s)) + ")" for s in sets))
-        return Refusal(f"{left.name} and {right.name} reduce over different axes: {described}")
-    reduced = next(iter(sets), frozenset())
+    shape = reduced_shape((*left_body, *right_body), alignment.axes)
+    if isinstance(shape, str):
+        return Refusal(f"{left.name} and {right.name} {shape}")
     sides = ((left, alignment.left_names), (right, alignment.right_names))
     for nest, names in sides:
         covered = {n for axis in nest.axes for n in names[axis.name]}
         missing = extents.keys() - covered
-        if missing - reduced:
-            axis = sorted(missing - reduced)[0]
-            return Refusal(
-                f"{nest.name} does not run over {axis}<{extents[axis]}, which the other nest runs over in parallel"
-            )
-        if missing and covered & reduced:
-            return Refusal(f"{nest.name} runs over only a part of the reduced axes")
+        if missing - shape.axes:
+            axis = sorted(missing - shape.axes)[0]
+            other = f"{axis}<{extents[axis]}, which the other nest runs over in parallel"
+            return Refusal(f"{nest.name} does not run over {other}")
+        for part in (shape.whole, shape.loop):
+            if missing & part and covered & part:
+                return Refusal(f"{nest.name} runs over only a part of the reduced axes")
     return None
 
 

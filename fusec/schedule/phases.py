@@ -35,7 +35,7 @@ def levels(body: Sequence[Instr], axes: Sequence[Axis], reduced: frozenset[str])
         result[position] = needs
         if instr.out is not None:
             level[instr.out] = needs
-            if instr.reduced_axes or (not along and any(o in finished for o in instr.value_operands)):
+            if set(instr.reduced_axes) & reduced or (not along and any(o in finished for o in instr.value_operands)):
                 finished[instr.out] = needs
     return result
 
@@ -58,7 +58,8 @@ def split_phases(body: Sequence[Instr], axes: Sequence[Axis], reduced: frozenset
         roots = [
             p
             for p, i in enumerate(body)
-            if found[p] == phase and (i.out is None or i.reduced_axes or not _runs_along(i, values, reduced))
+            if found[p] == phase
+            and (i.out is None or set(i.reduced_axes) & reduced or not _runs_along(i, values, reduced))
         ]
         lines = _needed(body, roots, values, reduced)
         if phase:
@@ -71,7 +72,7 @@ def split_phases(body: Sequence[Instr], axes: Sequence[Axis], reduced: frozenset
 
 
 def _runs_along(instr: Instr, values: dict[str, frozenset[str]], reduced: frozenset[str]) -> bool:
-    return bool(instr.reduced_axes) or bool(instr_axes(instr, values) & reduced)
+    return bool(set(instr.reduced_axes) & reduced) or bool(instr_axes(instr, values) & reduced)
 
 
 def _needed(

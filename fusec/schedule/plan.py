@@ -20,8 +20,8 @@ from fusec.ir.types import Axis, Buffer, Instr, LoopNest
 from fusec.schedule.axes import merge_axes, rewrite_axes
 from fusec.schedule.cost import PERSISTENT_LIMIT, DeviceModel, estimate, max_live
 from fusec.schedule.fuse import Group
-from fusec.schedule.legality import reduced_axes
 from fusec.schedule.phases import split_phases
+from fusec.schedule.reduced import ReducedShape, reduced_axes, reduced_shape
 from fusec.schedule.strides import axis_order, unit_axis_of, weighted_accesses
 
 MIN_TILE_EXTENT = 8  # a shorter contiguous run gains nothing from a second tile dimension
@@ -53,9 +53,16 @@ def plan_group(group: Group, name: str, table: Mapping[str, Buffer], device: Dev
 
 def _row_shape(nest: LoopNest, reduced: frozenset[str], table: Mapping[str, Buffer]) -> _Shape:
     rows = axis_order(nest, [a for a in nest.axes if a.name not in reduced], table)
-    columns = axis_order(nest, [a for a in nest.axes if a.name in reduced], table)
-    dims = (("x", tuple(a.name for a in rows)), ("r", tuple(a.name for a in columns)))
-    return _Shape(replace(nest, axes=(*rows, *columns)), dims)
+    shape = reduced_shape(nest.body, nest.axes)
+    assert isinstance(shape, ReducedShape), shape
+    loop = axis_order(nest, [a for a in nest.axes if a.name in shape.loop], table)
+    columns = axis_order(nest, [a for a in nest.axes if a.name in shape.whole], table)
+    dims = tuple(
+        (dim, tuple(a.name for a in axes))
+        for dim, axes in (("x", rows), ("q", loop), ("r", columns))
+        if axes or dim == "x"
+    )
+    return _Shape(replace(nest, axes=(*rows, *loop, *columns)), dims)
 
 
 def _pointwise_shape(nest: LoopNest, table: Mapping[str, Buffer]) -> _Shape:
@@ -125,12 +132,16 @@ def _finish_plan(
     cost = estimate(nest, table, device)
     reduced = reduced_axes(nest.body)
     strategy, tiles, looped = _strategy(nest, shape, reduced, table, device)
-    phases = split_phases(nest.body, nest.axes, reduced) if looped else (nest.body,)
     if looped:
+        phases = split_phases(nest.body, nest.axes, frozenset(dict(shape.dims)[looped]))
         names = renumber(tuple(i for phase in phases for i in phase))
         phases = tuple(_regrouped(names, [len(p) for p in phases]))
-    kinds = {"x": DimKind.GRID, "y": DimKind.GRID, "r": DimKind.LOOP if looped else DimKind.WHOLE}
-    dims = tuple(TileDim(d, axes, kinds[d]) for d, axes in shape.dims if axes or d != "r")
+    else:
+        phases = (nest.body,)
+    kinds = {"x": DimKind.GRID, "y": DimKind.GRID, "r": DimKind.WHOLE, "q": DimKind.WHOLE}
+    if looped:
+        kinds[looped] = DimKind.LOOP
+    dims = tuple(TileDim(d, axes, kinds[d]) for d, axes in shape.dims)
     dims = tuple(d for d in dims if d.axes) or dims[:1]
     buffers = tuple(table[b] for b in dict.fromkeys((*nest.reads, *nest.writes)))
     return KernelPlan(
@@ -165,14 +176,16 @@ def _regrouped(lines: tuple[Instr, ...], sizes: list[int]) -> list[tuple[Instr, 
 
 def _strategy(
     nest: LoopNest, shape: _Shape, reduced: frozenset[str], table: Mapping[str, Buffer], device: DeviceModel
-) -> tuple[Strategy, list[Tile], bool]:
-    """The strategy, tiles to use (the first) or to measure (the rest), and whether R is looped."""
-    extents = {d: prod(as_int(a.extent) or 0 for a in nest.axes if a.name in axes) for d, axes in shape.dims}
+) -> tuple[Strategy, list[Tile], str]:
+    """The strategy, tiles to use (the first) or to measure (the rest), and the looped tile dimension or ""."""
+    extents = {"x": 1} | {d: prod(as_int(a.extent) or 0 for a in nest.axes if a.name in axes) for d, axes in shape.dims}
     live = max(max_live(nest.body, nest.axes), 1)
     if not reduced:
         if len(shape.dims) == 2:
-            return Strategy.TILE_2D, _tile_2d(extents, live), False
-        return Strategy.FLAT, _flat(extents["x"], nest, table, live, device), False
+            return Strategy.TILE_2D, _tile_2d(extents, live), ""
+        return Strategy.FLAT, _flat(extents["x"], nest, table, live, device), ""
+    if "q" in extents:
+        return Strategy.ROW_AND_COLUMN, _row_and_column_tiles(nest, extents, live), "q"
     split = any(b.endswith("_partial") for b in nest.writes)
     units = _heavy_unit_axes(nest, table)
     if units and units[0] not in reduced and extents["x"] > 1:
@@ -180,7 +193,7 @@ def _strategy(
     else:
         tiles, looped = _row_tiles(extents, live, device)
     row = Strategy.LOOPED_ROW if looped else Strategy.PERSISTENT_ROW
-    return (Strategy.SPLIT_ROW if split and not looped else row), tiles, looped
+    return (Strategy.SPLIT_ROW if split and not looped else row), tiles, "r" if looped else ""
 
 
 def _flat(points: int, nest: LoopNest, table: Mapping[str, Buffer], live: int, device: DeviceModel) -> list[Tile]:
@@ -247,6 +260,20 @@ def _column_tiles(extents: Mapping[str, int], live: int) -> tuple[list[Tile], bo
         return [Tile((("x", x), ("r", whole)), 4)], False
     r = max(min(4096 // x if live <= 4 else 2048 // x, whole), 1)
     return [Tile((("x", x), ("r", r)), 8)], True
+
+
+def _row_and_column_tiles(nest: LoopNest, extents: Mapping[str, int], live: int) -> list[Tile]:
+    """A few rows a step, so that the sums along the columns stay in registers beside the rows."""
+    sums = sum(1 for i in nest.body if i.reduced_axes)
+    whole = next_power_of_2(extents["r"])
+    steps = extents["q"] & -extents["q"]  # a power of two that divides the rows of a program: no mask
+    rows = 1
+    while rows * 2 <= min(steps, 8) and rows * 2 * whole <= 4096:
+        rows *= 2
+    warps = 4
+    while warps < 16 and registers_needed(rows * whole, warps, live + sums) > 128:
+        warps *= 2
+    return [Tile((("x", 1), ("q", rows), ("r", whole)), warps)]
 
 
 def registers_needed(points: int, warps: int, live: int) -> int:

@@ -28,22 +28,28 @@ from fusec.ir.types import Access, AccessMode, Axis, AxisKind, Buffer, Instr, Lo
 from fusec.schedule.axes import merge_axes, rewrite_axes, without_unit_axes
 from fusec.schedule.cost import DeviceModel, splitting_pays
 from fusec.schedule.fuse import Group, Item
-from fusec.schedule.legality import reduced_axes
+from fusec.schedule.reduced import WHOLE_LIMIT, reduced_axes
 from fusec.schedule.strides import unit_axis
 
 MIN_POINTS = 1 << 15  # a reduction below this many points is over before a second launch would start
 PROGRAMS_PER_MULTIPROCESSOR = 4
+MIN_ROWS = 8  # rows a row-and-column program walks along at least
 MIN_SLICE = 1024  # points of one slice, so that a program has something to do
 
 
 def split_reductions(program: Program, items: Sequence[Item], device: DeviceModel) -> Program | None:
     """The program with the reductions of starving groups split, or None when there is none."""
     wanted: dict[str, int] = {}
-    for item in items:
-        if isinstance(item, Group):
-            slices = slices_for(item.nest, device)
-            if slices > 1 and splitting_pays(item.nest, program.table, device):
-                wanted.update(dict.fromkeys(item.members, slices))
+    groups = [item for item in items if isinstance(item, Group)]
+    for group in groups:
+        slices = slices_for(group.nest, device)
+        if slices > 1 and splitting_pays(group.nest, program.table, device):
+            wanted.update(dict.fromkeys(group.members, slices))
+    for columns in groups:
+        beside = (slices_beside(rows.nest, columns.nest, program, device) for rows in groups if rows is not columns)
+        slices = max(beside, default=1)
+        if slices > 1:
+            wanted.update(dict.fromkeys(columns.members, slices))
     if not wanted:
         return None
     nodes: list[Node] = []
@@ -59,6 +65,30 @@ def split_reductions(program: Program, items: Sequence[Item], device: DeviceMode
         nodes += [partial, finish]
         buffers.append(workspace)
     return replace(program, nodes=tuple(nodes), buffers=tuple(buffers)) if changed else None
+
+
+def slices_beside(rows: LoopNest, columns: LoopNest, program: Program, device: DeviceModel) -> int:
+    """How many slices to cut a reduction along columns into, so that it can share one read with one along rows.
+
+    x.sum(1) and x.sum(0): each program then walks over its slice of rows, finishes every row and adds up the columns.
+    """
+    across, along = reduced_axes(rows.body), reduced_axes(columns.body)
+    if not across or not along or unit_axis(rows) not in across or unit_axis(columns) in along:
+        return 1
+    shared = set(rows.reads) & set(columns.reads)
+    table = program.table
+    heavy = sum((as_int(table[n].numel) or 0) * table[n].itemsize for n in shared)
+    if 2 * heavy < sum((as_int(table[n].numel) or 0) * table[n].itemsize for n in columns.reads):
+        return 1
+    sizes = [
+        prod(as_int(a.extent) or 1 for a in nest.axes if (a.name in reduced) == inside)
+        for nest, reduced in ((rows, across), (columns, along))
+        for inside in (False, True)
+    ]
+    if sizes[0] != sizes[3] or sizes[1] != sizes[2] or sizes[1] > WHOLE_LIMIT:
+        return 1
+    slices = min(device.multiprocessors * PROGRAMS_PER_MULTIPROCESSOR, sizes[0] // MIN_ROWS)
+    return 1 << (slices.bit_length() - 1) if slices > 1 else 1
 
 
 def slices_for(nest: LoopNest, device: DeviceModel) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from fusec.ir.analysis import instr_axes, varying
 from fusec.ir.index import Expr, as_int, bounds, evaluate, substitute, symbols_of
@@ -145,7 +146,10 @@ def _is_data(touch: _Touch, lines: Mapping[str, Instr]) -> bool:
 
 
 def _loads(value: str, lines: Mapping[str, Instr]) -> bool:
-    return any(i.op not in _NUMPY and i.op not in ("const", "index", "cast") for i in _slice(value, lines))
+    return not all(
+        i.op in _NUMPY or i.op in ("const", "index") or (i.op == "cast" and i.dtype in _NUMPY_DTYPES)
+        for i in _slice(value, lines)
+    )
 
 
 def _slice(value: str, lines: Mapping[str, Instr]) -> list[Instr]:
@@ -189,6 +193,13 @@ def _enumerate(touches: list[_Touch], extents: Mapping[str, int], lines: Mapping
     return int(np.unique(positions).size)
 
 
+_NUMPY_DTYPES: dict[torch.dtype, Any] = {
+    torch.bool: np.bool_,
+    torch.int32: np.int32,
+    torch.int64: np.int64,
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+}
 # What index arithmetic and masks are made of. numpy, because this runs while torch traces with fake tensors.
 _NUMPY: dict[str, Callable[..., Any]] = {
     "add": np.add,
@@ -200,6 +211,10 @@ _NUMPY: dict[str, Callable[..., Any]] = {
     "maximum": np.maximum,
     "floordiv": np.floor_divide,
     "mod": np.mod,
+    "div": np.divide,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "trunc": np.trunc,
     "and": np.bitwise_and,
     "or": np.bitwise_or,
     "xor": np.bitwise_xor,
@@ -218,11 +233,11 @@ def _evaluate_slice(value: str, lines: Mapping[str, Instr], env: dict[str, Any])
     for instr in _slice(value, lines):
         assert instr.out is not None
         if instr.op == "const":
-            env[instr.out] = np.asarray(instr.attr("value"))
+            env[instr.out] = np.asarray(instr.attr("value"), dtype=_NUMPY_DTYPES.get(instr.dtype))
         elif instr.op == "index":
             env[instr.out] = np.asarray(evaluate(instr.attr("expr"), env))
         elif instr.op == "cast":
-            env[instr.out] = env[instr.args[0]]
+            env[instr.out] = np.asarray(env[instr.args[0]]).astype(_NUMPY_DTYPES[instr.dtype])
         else:
             env[instr.out] = _NUMPY[instr.op](*(env[a] for a in instr.args))
     result: Points = env[value]
