@@ -31,9 +31,12 @@ from fusec.capture.dynamo import (
     CAPTURE_ERRORS,
     RESTARTS,
     BackendCompilerFailed,
+    Breaks,
     CapturedGraph,
     OptimizedModule,
     backend,
+    breaks_since,
+    breaks_so_far,
     compilation_number,
     failed_at_the_start,
     graph_break_reason,
@@ -271,10 +274,13 @@ def _compile_with(fn: Any, using: Backend, config: Config, name: str | None) -> 
 
     @functools.wraps(compiled)
     def call(*args: Any, **kwargs: Any) -> Any:
+        before, counted = breaks_so_far(), len(using.stats.graph_breaks)
         try:
             return compiled(*args, **kwargs)
         except _CALL_ERRORS as caught:
             error = caught
+        finally:
+            _count_breaks(before, counted, using.stats)
         return _recover(error, fn, fn, config, using.stats, args, kwargs)
 
     call._fusec = (fn, config, name)  # type: ignore[attr-defined]
@@ -287,12 +293,15 @@ class CompiledModule(OptimizedModule):
     _opt_mod_attributes = OptimizedModule._opt_mod_attributes | {"_fusec"}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        config, _, stats = self._fusec
+        before, counted = breaks_so_far(), len(stats.graph_breaks)
         try:
             return super().__call__(*args, **kwargs)
         except _CALL_ERRORS as caught:
             error = caught
+        finally:
+            _count_breaks(before, counted, stats)
         module = self._orig_mod
-        config, _, stats = self._fusec
         return _recover(error, module, module.forward, config, stats, args, kwargs)
 
     def __reduce__(self) -> Any:
@@ -325,6 +334,13 @@ def _recover(
     reason = f"runs as eager PyTorch would, capture failed: {_first_line(error)}"
     stats.fall_back(Fallback("call", _name_of(fn), reason, f"{frame.filename}:{frame.lineno}"))
     return result
+
+
+def _count_breaks(before: Breaks, counted: int, stats: Stats) -> None:
+    """Graph breaks of this call of which the backend did not hear."""
+    if breaks_so_far() != before:
+        with stats.lock:
+            stats.graph_breaks.extend(breaks_since(before, stats.graph_breaks[counted:]))
 
 
 def _updated(config: Config, options: Mapping[str, Any]) -> Config:

@@ -16,12 +16,11 @@ counted and warned of once; `config.strict` makes it an error.
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,11 +34,12 @@ from fusec.inspect.dump import dump_stage, write_kernel_script
 from fusec.inspect.rows import GraphRecord
 from fusec.ir.kernels import BufferPlan, KernelPlan, KernelSource, Schedule
 from fusec.ir.printer import format_bytes, format_program, format_schedule
-from fusec.ir.types import Extern, Program
+from fusec.ir.types import Buffer, Extern, Instr, Program
 from fusec.ir.verify import verify_program, verify_schedule
 from fusec.lowering import lower
 from fusec.runtime.build import Executable, build
 from fusec.schedule import plan_memory, schedule, simplify
+from fusec.schedule.alike import signature
 
 __all__ = ["CompiledGraph", "Fallback", "Stats", "compile_graph", "compile_passes"]
 
@@ -130,36 +130,14 @@ def compile_passes(graph: CapturedGraph, config: Config, stats: Stats) -> tuple[
 def _generate_kernels(plans: Sequence[KernelPlan], steps: Schedule, config: Config) -> tuple[KernelSource, ...]:
     """One KernelSource per plan. Plans that differ only in which buffers they touch share it: layers of a model."""
     made: dict[Any, KernelSource] = {}
-    for plan in plans:
-        key = _signature(plan)
+    keys = [signature(plan) for plan in plans]
+    for key, plan in zip(keys, plans, strict=True):
         if key not in made:
             made[key] = generate_kernel(plan, steps.table, config)
-    return tuple(made[_signature(plan)] for plan in plans)
+    return tuple(made[key] for key in keys)
 
 
-def _signature(plan: KernelPlan) -> Any:
-    """All that a kernel's text says: the plan, its buffers by position, hints by their last word ("weight")."""
-    position = {b.name: i for i, b in enumerate(plan.buffers)}
-    buffers = tuple(
-        (b.dtype, b.shape, b.strides, b.device, b.role, re.sub(r"\d+", "", b.hint.rsplit(".", 1)[-1]))
-        for b in plan.buffers
-    )
-    phases = tuple(
-        tuple(
-            (
-                i.out,
-                i.op,
-                i.args,
-                i.dtype,
-                i.attrs,
-                i.access and (position[i.access.buffer], i.access.index, i.access.mode),
-            )
-            for i in phase
-        )
-        for phase in plan.phases
-    )
-    ops = tuple(origin.op for origin in plan.origins)
-    return plan.axes, plan.dims, plan.strategy, plan.tile, plan.candidates, buffers, phases, ops
+_NOT_IN_TEXT = frozenset({"name", "nests", "internal", "boundary", "cost"})  # fields of a plan
 
 
 class _Passes:

@@ -216,6 +216,35 @@ def test_graph_breaks_are_counted_and_harmless() -> None:
     assert fusec.stats()["graph_breaks"] == 1 and fusec.stats()["graphs"] == 2
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(4, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(x)[0]
+
+
+@pytest.mark.parametrize("wrap", [nn.Sequential, nn.Identity])
+def test_what_capture_gives_up_is_counted(wrap: type[nn.Module]) -> None:
+    model, x = Recurrent(), torch.randn(2, 3, 4)  # Dynamo does not trace recurrent modules
+    compiled = fusec.compile(nn.Sequential(model.rnn) if wrap is nn.Sequential else model)
+    with torch.no_grad():
+        got = compiled(x)
+        torch.testing.assert_close(got[0] if isinstance(got, tuple) else got, model(x))
+        compiled(x)
+    assert fusec.stats()["graphs"] == 0 and fusec.stats()["graph_breaks"] == 1
+
+
+def test_a_graph_break_before_the_first_op_is_counted() -> None:
+    def fn(x: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return x + 1
+
+    torch.testing.assert_close(fusec.compile(fn)(torch.ones(3)), torch.full((3,), 2.0))
+    assert fusec.stats()["graphs"] == 1 and fusec.stats()["graph_breaks"] == 1
+
+
 def test_fullgraph_makes_a_graph_break_an_error() -> None:
     def fn(x: Tensor) -> Tensor:
         torch._dynamo.graph_break()

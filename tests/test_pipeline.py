@@ -78,6 +78,18 @@ def test_an_empty_graph_and_one_that_returns_its_input(config: Config) -> None:
     assert stats.kernels_launched == 0 and stats.fallbacks == []
 
 
+def test_equal_layers_share_a_kernel_and_unequal_ones_do_not(config: Config) -> None:
+    def layers(x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor]:
+        for w in (a, b, a):
+            x = torch.softmax(x * w, -1) @ x.mT @ x
+        return (torch.softmax(x + a, -1),)
+
+    record, executable = compile_passes(captured(layers, X, W, W + 1), config, Stats())
+    torch.testing.assert_close(executable(X, W, W + 1)[0], layers(X, W, W + 1)[0])
+    made = [record.sources[plan.name] for plan in record.plans]
+    assert len(made) == 4 and made[1] is made[2] and made[2].text != made[3].text  # the first reads an input
+
+
 def test_numbered_stages_and_kernels_that_run_alone(config: Config, tmp_path: Path) -> None:
     compile_graph(
         captured(lambda x, w: (torch.softmax(x * w, -1),), X, W, name="softmax_0"),

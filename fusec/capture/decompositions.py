@@ -33,11 +33,8 @@ Decomposition = Callable[..., Any]
 
 # Rewrites of torch itself, by family. A name is an OpOverloadPacket, or an overload "name.overload".
 _POINTWISE = """
-    addcdiv addcmul celu clamp_max clamp_min deg2rad rad2deg elu frac glu hardshrink hardsigmoid hardswish hardtanh
-    heaviside isneginf isposinf leaky_relu lerp log_sigmoid_forward logaddexp logaddexp2 logit mish mvlgamma
-    nan_to_num _prelu_kernel rsub sinc softplus softshrink special_entr special_log_ndtr special_xlog1py threshold
-    xlogy huber_loss l1_loss mse_loss smooth_l1_loss soft_margin_loss binary_cross_entropy
-    binary_cross_entropy_with_logits _euclidean_dist.default addr
+    deg2rad rad2deg logaddexp2 mvlgamma special_entr special_log_ndtr special_xlog1py huber_loss l1_loss mse_loss
+    smooth_l1_loss soft_margin_loss binary_cross_entropy binary_cross_entropy_with_logits _euclidean_dist.default addr
 """
 _FACTORIES = """
     arange.default arange.start block_diag diag_embed eye hann_window linspace logspace new_empty new_full new_ones
@@ -49,16 +46,15 @@ _VIEWS = """
     unsqueeze_copy _unsafe_view view_as_complex expand_copy alias_copy diagonal_copy split_with_sizes_copy
 """
 _REDUCTIONS = """
-    aminmax count_nonzero nansum norm.ScalarOpt_dtype norm.Scalar norm.ScalarOpt_dim_dtype norm.ScalarOpt_dim
-    std_mean.correction trace _safe_softmax nll_loss_forward nll_loss2d_forward
+    trace nll_loss_forward nll_loss2d_forward
 """
 _NORMS = """
     _native_batch_norm_legit _native_batch_norm_legit.no_stats _native_batch_norm_legit_functional
     _native_batch_norm_legit_no_training native_batch_norm cudnn_batch_norm _fused_rms_norm _weight_norm_interface
 """
 _INDEXING = """
-    index_add.default index_copy.default index_fill.int_Scalar index_fill.int_Tensor isin masked_fill
-    take tril triu select_backward slice_backward diagonal_backward
+    index_add.default index_copy.default index_fill.int_Scalar index_fill.int_Tensor isin select_backward
+    slice_backward diagonal_backward
 """
 _BACKWARD = """
     elu_backward gelu_backward glu_backward hardsigmoid_backward hardswish_backward hardtanh_backward

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch._dynamo.exc import (
     TensorifyScalarRestartAnalysis,
     TorchRuntimeError,
 )
+from torch._dynamo.utils import counters
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._guards import CompileContext
 from torch.fx import GraphModule, Node
@@ -45,6 +47,8 @@ __all__ = [
     "CompileGraph",
     "OptimizedModule",
     "backend",
+    "breaks_since",
+    "breaks_so_far",
     "compilation_number",
     "failed_at_the_start",
     "graph_break_reason",
@@ -53,6 +57,7 @@ __all__ = [
 
 Compiled = Callable[..., Any]
 CompileGraph = Callable[[CapturedGraph], Compiled]
+Breaks = tuple[dict[str, int], dict[str, int]]
 
 # Raised through a backend to make Dynamo trace again: never a failure.
 RESTARTS: tuple[type[BaseException], ...] = (TensorifyScalarRestartAnalysis,)
@@ -217,7 +222,7 @@ def graph_break_reason(gm: GraphModule) -> str | None:
         return None
     frames = list(reason.user_stack)
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return str(reason.reason).strip().splitlines()[0] + where
+    return _first_line(str(reason.reason)) + where
 
 
 # -- what Dynamo knows about this compilation and its failures --------------------------------------
@@ -228,6 +233,28 @@ def compilation_number() -> int:
     identity = CompileContext.current_compile_id()
     number = getattr(identity, "frame_compile_id", None)
     return number if isinstance(number, int) else 0
+
+
+def breaks_so_far() -> Breaks:
+    """Dynamo's own counts: graph breaks, and functions it gave up whole, by reason."""
+    return dict(counters["graph_break"]), dict(counters["unimplemented"])
+
+
+def breaks_since(before: Breaks, known: Sequence[str]) -> tuple[str, ...]:
+    """Reasons counted since `before` that are not among `known`: a break with no op in front reaches no backend."""
+    found = Counter[str]()
+    for reason, count in counters["graph_break"].items():
+        found[_first_line(reason)] += count - before[0].get(reason, 0)
+    given_up = {_first_line(r) for r, n in counters["unimplemented"].items() if n > before[1].get(r, 0)}
+    for reason in known:
+        first = next((f for f in found if found[f] > 0 and reason.startswith(f)), None)
+        if first is not None:
+            found[first] -= 1
+    return (*(+found).elements(), *(f"{reason}: the function runs eagerly" for reason in given_up))
+
+
+def _first_line(reason: str) -> str:
+    return reason.strip().splitlines()[0]
 
 
 def failed_at_the_start(error: BaseException, function: Callable[..., Any]) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fusec.capture import decompositions
 from fusec.capture.decompositions import KEPT, decomposition_table
 
 aten = torch.ops.aten
@@ -23,6 +24,15 @@ def rewritten(fn: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, set[s
 def test_kept_ops_are_not_rewritten() -> None:
     packets = {getattr(op, "overloadpacket", op) for op in decomposition_table()}
     assert [name for name in KEPT if getattr(aten, name) in packets] == []
+
+
+def test_pointwise_ops_that_are_lowered_are_not_rewritten() -> None:
+    """The rewrite would only be slower to trace. Norms are rewritten, so that backward can choose what it keeps."""
+    import fusec.lowering  # noqa: F401
+    from fusec.lowering.registry import LOWERINGS
+
+    rewritten_families = " ".join((decompositions._POINTWISE, decompositions._REDUCTIONS, decompositions._INDEXING))
+    assert [op for op in decompositions._resolve(rewritten_families) if op in LOWERINGS] == []
 
 
 def test_table_is_a_fresh_dict() -> None:
