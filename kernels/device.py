@@ -66,18 +66,72 @@ def sigmoid_rn(x: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def _quarter_turns(x: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """x = turns * pi/2 + rest, with |rest| <= pi/4; turns modulo 4. Cody and Waite, with pi/2 in three float64 parts.
+
+    libdevice reduces large arguments through a table on the stack, which every kernel with a sine would pay for.
+    Exact to float32 up to |x| = 2**50 and to float64 up to 2**30; beyond, the rest is only kept in bounds.
+    """
+    y = x.to(tl.float64)
+    turns = tl.floor(y * 0.6366197723675814 + 0.5)
+    rest = tl.fma(turns, tl.full(turns.shape, -1.5707963267948966, tl.float64), y)
+    rest = tl.fma(turns, tl.full(turns.shape, -6.123233995736766e-17, tl.float64), rest)
+    rest = tl.fma(turns, tl.full(turns.shape, 1.4973849048591833e-33, tl.float64), rest)
+    rest = minimum(maximum(rest, -0.7853981633974484), 0.7853981633974484)
+    return rest.to(x.dtype), turns - 4.0 * tl.floor(turns * 0.25)
+
+
+@triton.jit
+def _sin_near_zero(r: tl.tensor) -> tl.tensor:
+    """sin on [-pi/4, pi/4] (coefficients of Cephes)."""
+    z = r * r
+    if r.dtype == tl.float64:
+        p = 1.58962301576546568060e-10 * z - 2.50507477628578072866e-8
+        p = ((p * z + 2.75573136213857245213e-6) * z - 1.98412698295895385996e-4) * z
+        p = (p + 8.33333333332211858878e-3) * z - 1.66666666666666307295e-1
+    else:
+        p = (-1.9515295891e-4 * z + 8.3321608736e-3) * z - 1.6666654611e-1
+    return tl.fma(r * z, p, r)
+
+
+@triton.jit
+def _cos_near_zero(r: tl.tensor) -> tl.tensor:
+    """cos on [-pi/4, pi/4] (coefficients of Cephes)."""
+    z = r * r
+    if r.dtype == tl.float64:
+        p = -1.13585365213876817300e-11 * z + 2.08757008419747316778e-9
+        p = ((p * z - 2.75573141792967388112e-7) * z + 2.48015872888517045348e-5) * z
+        p = (p - 1.38888888888730564116e-3) * z + 4.16666666666665929218e-2
+    else:
+        p = (2.443315711809948e-5 * z - 1.388731625493765e-3) * z + 4.166664568298827e-2
+    return tl.fma(z * z, p, 1.0 - 0.5 * z)
+
+
+@triton.jit
 def sin(x: tl.tensor) -> tl.tensor:
-    return libdevice.sin(x)
+    rest, turns = _quarter_turns(x)
+    odd = (turns == 1.0) | (turns == 3.0)
+    value = tl.where(odd, _cos_near_zero(rest), _sin_near_zero(rest))
+    value = tl.where(turns >= 2.0, value * -1.0, value)
+    return tl.where(x == 0.0, x, value)  # keeps the sign of a zero
 
 
 @triton.jit
 def cos(x: tl.tensor) -> tl.tensor:
-    return libdevice.cos(x)
+    rest, turns = _quarter_turns(x)
+    odd = (turns == 1.0) | (turns == 3.0)
+    value = tl.where(odd, _sin_near_zero(rest), _cos_near_zero(rest))
+    return tl.where((turns == 1.0) | (turns == 2.0), value * -1.0, value)
 
 
 @triton.jit
 def tan(x: tl.tensor) -> tl.tensor:
-    return libdevice.tan(x)
+    rest, turns = _quarter_turns(x)
+    odd = (turns == 1.0) | (turns == 3.0)
+    s = _sin_near_zero(rest)
+    c = _cos_near_zero(rest)
+    value = _divide(tl.where(odd, c * -1.0, s), tl.where(odd, s, c))
+    return tl.where(x == 0.0, x, value)
 
 
 @triton.jit

@@ -1,0 +1,105 @@
+"""The helpers as the GPU runs them: their Triton, interpreted line by line, against PyTorch and float64."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fusec.ir.kernels import KernelSource
+from fusec.ir.ops import OPS
+from fusec.ir.types import Role
+from fusec.kernels import device
+from tests.codegen.plans import Build, evaluate, generate, run
+from tests.codegen.test_ops import BITS, FLOAT_ONLY, FLOATS, INT_ONLY, INTS, POINTWISE, pairs, pointwise
+
+f32, f64, i64 = torch.float32, torch.float64, torch.int64
+
+
+def as_on_gpu(source: KernelSource) -> KernelSource:
+    """The same kernel with the helpers imported by name, where the interpreter does not replace them."""
+    used = sorted(set(re.findall(r"device\.(\w+)\(", source.text)))
+    text = re.sub(r"device\.(\w+)\(", r"\1_helper(", source.text)
+    imports = "\n".join(f"from fusec.kernels.device import {n} as {n}_helper" for n in used)
+    return replace(source, text=text.replace("from fusec.kernels import device", imports))
+
+
+def compare(build: Build, rtol: float, atol: float = 0.0, **inputs: torch.Tensor) -> None:
+    source = generate(build)
+    if "device." not in source.text:
+        pytest.skip("written with tl alone")
+    tensors = {n: inputs.get(n, torch.zeros(b.shape, dtype=b.dtype)) for n, b in build.buffers.items()}  # type: ignore[arg-type]
+    expected, actual = evaluate(build, tensors), run(as_on_gpu(source), tensors, source.interpreter_tile)
+    for name in build.buffers:
+        torch.testing.assert_close(actual[name], expected[name], rtol=rtol, atol=atol, equal_nan=True)
+
+
+@pytest.mark.parametrize("op", [n for n in POINTWISE if OPS[n].arity == 1 and n != "not"])
+@pytest.mark.parametrize("dtype", [f32, f64])
+def test_unary(op: str, dtype: torch.dtype) -> None:
+    x = torch.cat([torch.tensor(FLOATS), torch.linspace(-20, 20, 401), torch.linspace(-1, 1, 101)]).to(dtype)
+    tolerance = 2e-6 if dtype is f32 else 1e-12
+    compare(pointwise(op, x), tolerance, tolerance, a0=x)
+
+
+@pytest.mark.parametrize("op", [n for n in POINTWISE if OPS[n].arity == 2 and n not in BITS | INT_ONLY])
+def test_binary_floats(op: str) -> None:
+    x, y = pairs(FLOATS, f32)
+    compare(pointwise(op, x, y), 2e-6, a0=x, a1=y)
+
+
+@pytest.mark.parametrize("op", [n for n in POINTWISE if OPS[n].arity == 2 and n not in FLOAT_ONLY])
+@pytest.mark.parametrize("dtype", [i64, torch.int8, torch.uint8])
+def test_binary_integers(op: str, dtype: torch.dtype) -> None:
+    x, y = pairs(INTS, dtype)
+    if op in ("floordiv", "truncdiv", "mod", "fmod"):
+        y = torch.where(y == 0, 1, y).to(dtype)
+    if op in INT_ONLY:
+        y = (y.to(i64) % (8 * dtype.itemsize)).to(dtype)
+    if op == "pow":
+        y = (y.to(i64) % 5).to(dtype)
+    compare(pointwise(op, x, y), 0.0, a0=x, a1=y)
+
+
+@pytest.mark.parametrize("op", ["sum", "prod", "max", "min", "argmax", "argmin", "any", "all"])
+@pytest.mark.parametrize("looped", [False, True])
+def test_reductions(op: str, looped: bool) -> None:
+    logical = op in ("any", "all")
+    build = Build(looped=looped, x=6, r=37)
+    build.buffer("x", torch.bool if logical else f32, (6, 37))
+    x = build.load("x", build.index(x0=37, r0=1))
+    value = build.op(op, x, build.position(build.axis("r0"))) if op.startswith("arg") else build.op(op, x)
+    build.buffer("out", build.dtypes[value], (6,), Role.OUTPUT)
+    build.store("out", build.index(x0=1), value)
+    data = torch.rand(6, 37) > 0.03 if logical else torch.randn(6, 37).round(decimals=1)
+    if not logical:
+        data[1, 5], data[1, 9], data[2] = torch.nan, torch.nan, 3.0
+    compare(build, 1e-5, 1e-5, x=data)
+
+
+@pytest.mark.parametrize("name", ["sin", "cos", "tan"])
+def test_circular_functions_are_as_accurate_as_eager(name: str) -> None:
+    """Against float64: at most twice as far off as PyTorch's float32. (The interpreter's fma rounds twice: no 1e9 here.)"""
+    x = torch.cat([torch.linspace(-1e4, 1e4, 2001), torch.logspace(0, 5, 400), torch.pi / 2 * torch.arange(-50, 50)])
+    x = x[x != 0].to(f32)
+    source = as_on_gpu(generate(pointwise(name, x)))
+    actual = run(source, {"a0": x, "out": torch.zeros_like(x)}, source.interpreter_tile)["out"]
+    reference = getattr(torch, name)(x.double())
+    error = ((actual.double() - reference) / reference).abs()
+    eager = ((getattr(torch, name)(x).double() - reference) / reference).abs()
+    assert error.max() <= 2 * eager.max() + 1.2e-7, (error.max(), eager.max())
+
+
+@pytest.mark.parametrize("name", ["sin", "cos", "tan"])
+def test_circular_functions_stay_in_bounds_beyond_their_range(name: str) -> None:
+    x = torch.tensor([1e18, -1e30, 3e38, torch.inf, -torch.inf, torch.nan])
+    source = as_on_gpu(generate(pointwise(name, x)))
+    out = run(source, {"a0": x, "out": torch.zeros_like(x)}, source.interpreter_tile)["out"]
+    assert out[3:].isnan().all() and (name == "tan" or (out[:3].abs() <= 1).all())
+
+
+def test_every_helper_is_documented_by_a_name_a_reader_knows() -> None:
+    public = [n for n, f in vars(device).items() if hasattr(f, "fn") and not n.startswith("_")]
+    assert {n for n in public if n not in OPS} == {"sigmoid_rn", "sigmoid_rough", "larger", "smaller"}
