@@ -17,6 +17,7 @@ from fusec.ir.analysis import renumber
 from fusec.ir.index import as_int
 from fusec.ir.kernels import DimKind, KernelPlan, Strategy, Tile, TileDim
 from fusec.ir.types import Axis, Buffer, Instr, LoopNest
+from fusec.schedule.algebra import simplify_body
 from fusec.schedule.axes import merge_axes, rewrite_axes
 from fusec.schedule.cost import PERSISTENT_LIMIT, DeviceModel, estimate, max_live
 from fusec.schedule.fuse import Group
@@ -39,7 +40,7 @@ class _Shape:
 
 def plan_group(group: Group, name: str, table: Mapping[str, Buffer], device: DeviceModel, boundary: str) -> KernelPlan:
     """The launch that runs a group."""
-    nest = group.nest
+    nest = replace(group.nest, body=simplify_body(group.nest.body, group.nest.axes))
     reduced = reduced_axes(nest.body)
     if any(a.extent == 0 for a in nest.axes if a.name not in reduced):
         shape = _Shape(nest, (("x", tuple(a.name for a in nest.axes if a.name not in reduced)),))
