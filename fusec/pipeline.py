@@ -19,8 +19,8 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,7 +34,7 @@ from fusec.inspect.dump import dump_stage, write_kernel_script
 from fusec.inspect.rows import GraphRecord
 from fusec.ir.kernels import BufferPlan, KernelPlan, KernelSource, Schedule
 from fusec.ir.printer import format_bytes, format_program, format_schedule
-from fusec.ir.types import Buffer, Extern, Instr, Program
+from fusec.ir.types import Extern, Program
 from fusec.ir.verify import verify_program, verify_schedule
 from fusec.lowering import lower
 from fusec.runtime.build import Executable, build
@@ -135,9 +135,6 @@ def _generate_kernels(plans: Sequence[KernelPlan], steps: Schedule, config: Conf
         if key not in made:
             made[key] = generate_kernel(plan, steps.table, config)
     return tuple(made[key] for key in keys)
-
-
-_NOT_IN_TEXT = frozenset({"name", "nests", "internal", "boundary", "cost"})  # fields of a plan
 
 
 class _Passes:

@@ -25,7 +25,8 @@ _PREFIX = "_foreach_"
 
 
 def _norm(x: Tensor, order: Any = 2, dtype: torch.dtype | None = None) -> Tensor:
-    return torch.linalg.vector_norm(x, order, dtype=dtype)
+    result: Tensor = torch.linalg.vector_norm(x, order, dtype=dtype)
+    return result
 
 
 def _powsum(x: Tensor, order: Any = 2, dtype: torch.dtype | None = None) -> Tensor:

@@ -131,7 +131,7 @@ class Addresses:
         if dim.program is None:
             text = f"tl.arange(0, {dim.block}){dim.subscript}"
         else:
-            program = f"tl.program_id({dim.program})" + (".to(tl.int64)" if dim.wide else "")
+            program = dim.instance + (".to(tl.int64)" if dim.wide else "")
             text = f"{program} * {dim.block} + tl.arange(0, {dim.block}){dim.subscript}"
         self._top.append((_VARIABLE, dim.position, f"{dim.variable} = {text}"))
         self._top_defined[dim.variable] = dim.variable

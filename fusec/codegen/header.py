@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fusec.codegen.names import comment
+from fusec.codegen.names import comment, op_name
 from fusec.ir.index import as_int
 from fusec.ir.kernels import KernelPlan
 from fusec.ir.types import Buffer, Origin
@@ -35,17 +35,29 @@ _MAX_WIDTH = 110
 def header(plan: KernelPlan, name: str, pointers: Mapping[str, str]) -> list[str]:
     """Comment lines for a kernel called `name`."""
     rows: list[tuple[str, str]] = []
-    rows += _source_lines(plan.origins)
-    rows += [("ops" if k == 0 else "", line) for k, line in enumerate(_wrapped(_ops(plan.origins), ", "))]
     for label, wanted in (("reads", plan.reads), ("writes", plan.writes)):
         buffers = [b for b in plan.buffers if b.name in wanted]
         rows += [(label if k == 0 else "", _buffer(b, pointers[b.name])) for k, b in enumerate(buffers)]
+    return _comment(f"{name}: {plan.strategy.value}, {_tile(plan)}", plan, _ops(plan.origins), rows)
+
+
+def combined_header(plan: KernelPlan, name: str, served: Sequence[tuple[str, int]]) -> list[str]:
+    """Comment lines for a kernel of several parts; served: each part's function, and how many parts it serves."""
+    rows = [("parts" if k == 0 else "", f"{function} x {count}") for k, (function, count) in enumerate(served)]
+    warps = f"{plan.tile.num_warps} warp{'s' if plan.tile.num_warps > 1 else ''}"
+    ops = list(dict.fromkeys(op_name(o.op) for o in plan.origins))
+    return _comment(f"{name}: {len(plan.parts)} kernels side by side, {warps}", plan, ops, rows)
+
+
+def _comment(title: str, plan: KernelPlan, ops: Sequence[str], about: Sequence[tuple[str, str]]) -> list[str]:
+    rows = _source_lines(plan.origins)
+    rows += [("ops" if k == 0 else "", line) for k, line in enumerate(_wrapped(ops, ", "))]
+    rows += about
     rows.append(("bytes", f"{_size(plan.cost.bytes_read)} read, {_size(plan.cost.bytes_written)} written"))
     if plan.boundary:
         rows.append(("boundary", plan.boundary))
     width = max(len(label) for label, _ in rows) + 2
-    lines = [f"# {name}: {plan.strategy.value}, {_tile(plan)}", "#"]
-    return lines + [("# " + label.ljust(width) + comment(text)).rstrip() for label, text in rows]
+    return [f"# {title}", "#"] + [("# " + label.ljust(width) + comment(text)).rstrip() for label, text in rows]
 
 
 def _tile(plan: KernelPlan) -> str:

@@ -23,26 +23,22 @@ plans differ only in names of layers, in comments or in the buffers they touch h
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections import Counter
 from collections.abc import Mapping
 
 from fusec.codegen.analysis import analyze
+from fusec.codegen.combined import generate_combined
 from fusec.codegen.emit import Emitter
+from fusec.codegen.function import Function, cache_key, definition, prologue
 from fusec.codegen.header import header
 from fusec.codegen.hints import buffer_hint, value_hints
 from fusec.codegen.names import Names, kernel_name
 from fusec.codegen.padding import choose_padding
 from fusec.codegen.tiles import Tiling, choose_tiling
 from fusec.config import Config
-from fusec.ir.index import IndexLike, as_int, symbols_of
-from fusec.ir.kernels import DimKind, KernelPlan, KernelSource, Param
+from fusec.ir.index import as_int, symbols_of
+from fusec.ir.kernels import DimKind, Grid, KernelPlan, KernelSource, Param
 from fusec.ir.types import Buffer
-from fusec.kernels import device
-
-_DEVICE_TEXT = hashlib.sha256(inspect.getsource(device).encode()).hexdigest()
-_MAX_SIGNATURE = 100
 
 
 def generate_kernel(plan: KernelPlan, table: Mapping[str, Buffer], config: Config) -> KernelSource:
@@ -50,33 +46,52 @@ def generate_kernel(plan: KernelPlan, table: Mapping[str, Buffer], config: Confi
 
     FusecError when the plan reduces a part of a dimension, or a value has no Triton type.
     """
+    if plan.parts:
+        return generate_combined(plan, table, config, _pointer_names, _write_part)
     names = Names()
-    name = names.fresh(kernel_name(o.op for o in plan.origins))
+    function = _write(plan, table, config, names, names.fresh(kernel_name(o.op for o in plan.origins)))
+    imports = prologue(function.body)
+    code = definition(function.name, function.arguments, function.body)
+    tiling = function.tiling
+    tiles = (plan.tile, tiling.interpreter, *tiling.candidates)
+    return KernelSource(
+        name=function.name,
+        text="\n".join([*imports, "", *function.comment, *code]) + "\n",
+        params=function.params,
+        grid=function.grid,
+        tile=plan.tile,
+        interpreter_tile=tiling.interpreter,
+        cache_key=cache_key([*imports, *code], function.params, (function.grid,), tiles, config),
+        candidates=tiling.candidates,
+    )
+
+
+def _write_part(plan: KernelPlan, table: Mapping[str, Buffer], config: Config, name: str) -> Function:
+    """A part of a combined kernel: a function that is told which of its program instances it is."""
+    names = Names()
+    names.fresh(name)
+    return _write(plan, table, config, names, name, names.fresh("program"))
+
+
+def _write(
+    plan: KernelPlan,
+    table: Mapping[str, Buffer],
+    config: Config,
+    names: Names,
+    name: str,
+    program: str | None = None,
+) -> Function:
+    """program: the variable that holds the number of the program instance; None where the grid gives it."""
     variables = _dimension_names(plan, names)
     pointers = _pointer_names(plan, table, names)
-    tiling = choose_tiling(plan, variables, names)
+    tiling = choose_tiling(plan, variables, names, program)
     analysis = analyze(plan, tiling.dims)
     padding = choose_padding(plan, analysis, tiling.dims)
     hints = value_hints(plan, table)
     emitter = Emitter(plan, tiling.dims, analysis, names, hints, padding, pointers, _precision(plan, table, config))
     body = emitter.emit() or ["pass"]
     params = _params(plan, table, pointers, emitter.addresses.sizes, tiling, body)
-    code = _function(name, params, body)
-    prologue = ["import triton", "import triton.language as tl"]
-    if any("device." in line for line in body):
-        prologue += ["", "from fusec.kernels import device"]
-    text = "\n".join([*prologue, "", *header(plan, name, pointers), *code]) + "\n"
-    grid = _grid(tiling)
-    return KernelSource(
-        name=name,
-        text=text,
-        params=params,
-        grid=grid,
-        tile=plan.tile,
-        interpreter_tile=tiling.interpreter,
-        cache_key=_cache_key([*prologue, *code], params, grid, plan, tiling, config),
-        candidates=tiling.candidates,
-    )
+    return Function(name, params, tuple(body), _grid(tiling), tiling, tuple(header(plan, name, pointers)))
 
 
 def _precision(plan: KernelPlan, table: Mapping[str, Buffer], config: Config) -> str:
@@ -149,38 +164,6 @@ def _params(
     return tuple(result)
 
 
-def _function(name: str, params: tuple[Param, ...], body: list[str]) -> list[str]:
-    arguments = [f"{p.name}: tl.constexpr" if p.kind == "block" else p.name for p in params]
-    signature = f"def {name}({', '.join(arguments)}):"
-    if len(signature) > _MAX_SIGNATURE:
-        joined = ", ".join(arguments)
-        inner = [f"    {joined}"] if len(joined) < _MAX_SIGNATURE else [f"    {a}," for a in arguments]
-        signature = "\n".join([f"def {name}(", *inner, "):"])
-    return ["@triton.jit", signature, *(f"    {line}" if line else "" for line in body)]
-
-
-def _grid(tiling: Tiling) -> tuple[tuple[IndexLike, str | None], ...]:
+def _grid(tiling: Tiling) -> Grid:
     programs = sorted((d for d in tiling.dims if d.program is not None), key=lambda d: d.program or 0)
     return tuple((d.extent, d.block) for d in programs)
-
-
-def _cache_key(
-    code: list[str],
-    params: tuple[Param, ...],
-    grid: tuple[tuple[IndexLike, str | None], ...],
-    plan: KernelPlan,
-    tiling: Tiling,
-    config: Config,
-) -> str:
-    """SHA-256 of all that decides the binary and its launch: no comments, no buffer names."""
-    parts: list[object] = [
-        "\n".join(code),
-        [(p.name, p.kind, str(p.dtype), p.aligned) for p in params],
-        [(str(extent), block) for extent, block in grid],
-        plan.tile,
-        tiling.interpreter,
-        tiling.candidates,
-        config.code_key(),
-        _DEVICE_TEXT,
-    ]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -30,6 +30,7 @@ class Dim:
 
     variable: holds the flattened index (`row`, `col`, `i`); mask: holds `variable < extent`, if it is needed.
     position: among the kernel's `rank` dimensions; program: grid axis, or None.
+    instance: text of the program instance's number along that axis.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Dim:
     position: int
     rank: int
     program: int | None
+    instance: str
 
     @property
     def block(self) -> str:
@@ -79,8 +81,11 @@ class Tiling:
     candidates: tuple[Tile, ...]
 
 
-def choose_tiling(plan: KernelPlan, variables: dict[str, str], names: Names) -> Tiling:
-    """Dims of extent above 1 in tile order, with masks where a block may not divide; the interpreter's blocks."""
+def choose_tiling(plan: KernelPlan, variables: dict[str, str], names: Names, program: str | None = None) -> Tiling:
+    """Dims of extent above 1 in tile order, with masks where a block may not divide; the interpreter's blocks.
+
+    program: the variable that holds the number of the program instance, where it is not the grid's.
+    """
     live = [d for d in plan.dims if as_int(plan.extent(d)) != 1]
     blocks: dict[str, int] = {d.name: 1 for d in plan.dims}
     masked: dict[str, bool] = {}
@@ -102,6 +107,7 @@ def choose_tiling(plan: KernelPlan, variables: dict[str, str], names: Names) -> 
             position=position,
             rank=len(live),
             program=programs.get(d.name),
+            instance=program or f"tl.program_id({programs.get(d.name)})",
         )
         for position, d in enumerate(live)
     )

@@ -264,7 +264,7 @@ def helpers_digest() -> str:
 
 
 def _identity(source: KernelSource) -> tuple[Any, ...]:
-    return source.cache_key, source.name, source.tile, source.interpreter_tile, source.grid
+    return source.cache_key, source.name, source.tile, source.interpreter_tile, source.grid, source.parts
 
 
 def _note_text(source: KernelSource, cache: Cache, counters: Counters | None, compiled: bool) -> bool:

@@ -259,8 +259,15 @@ def _to_tensor(value: Any) -> Any:
 
 
 class _Assignments(ast.NodeTransformer):
-    """`a = v` becomes `a = to_tensor(v)`; annotated assignments (constexpr) and loops stay as they are."""
+    """`a = v` becomes `a = to_tensor(v)`, and `a, b = v, w` so for each; annotated assignments and loops stay."""
 
     def visit_Assign(self, node: ast.Assign) -> ast.Assign:
-        node.value = ast.Call(func=ast.Name(id=_TO_TENSOR, ctx=ast.Load()), args=[node.value], keywords=[])
+        if isinstance(node.value, ast.Tuple):
+            node.value.elts = [self._converted(v) for v in node.value.elts]
+        else:
+            node.value = self._converted(node.value)
         return node
+
+    @staticmethod
+    def _converted(value: ast.expr) -> ast.expr:
+        return ast.Call(func=ast.Name(id=_TO_TENSOR, ctx=ast.Load()), args=[value], keywords=[])

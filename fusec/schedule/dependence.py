@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from fusec.ir.kernels import KernelPlan
 from fusec.ir.types import Node
 
 
 class Dependence:
     """Ancestors and descendants of every live node, by small integer ids."""
 
-    def __init__(self, nodes: Sequence[Node]) -> None:
+    def __init__(self, nodes: Sequence[Node | KernelPlan]) -> None:
         self.before: list[int] = []  # bits: nodes that must run earlier
         self.after: list[int] = []
         writer: dict[str, int] = {}

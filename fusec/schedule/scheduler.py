@@ -4,6 +4,7 @@ inline   pointwise producers into the places that read them
 fuse     groups of nests on common axes
 split    reductions with too few rows; then fuse once more
 plan     each group a launch; equal groups planned once
+combine  independent small launches into one
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from fusec.config import Config
 from fusec.ir.kernels import FusionDecision, Schedule, Step
 from fusec.ir.types import Extern, Program, Role
+from fusec.schedule.combine import combine
 from fusec.schedule.cost import device_model
 from fusec.schedule.fuse import Item, fuse
 from fusec.schedule.inline import inline
@@ -43,7 +45,9 @@ def schedule(program: Program, config: Config) -> Schedule:
             steps.append(plan_group(item, f"k{len(steps)}", table, device, boundary))
     used = {b for step in steps for b in (*step.reads, *step.writes)} | program.returned
     kept = tuple(b for b in program.buffers if b.name in used or b.role in (Role.INPUT, Role.CONSTANT))
-    return Schedule(program.name, kept, tuple(steps), program.inputs, program.outputs, decisions, program.constants)
+    inputs, outputs = program.inputs, program.outputs
+    planned = Schedule(program.name, kept, tuple(steps), inputs, outputs, decisions, program.constants)
+    return combine(planned, device) if config.fusion else planned
 
 
 def _boundary(
@@ -54,6 +58,8 @@ def _boundary(
     decisions: Sequence[FusionDecision],
 ) -> str:
     """Why a kernel ends where it ends: what takes its results, or why the next nest is not in it."""
+    if any(name.endswith("_partial") for name in writes):
+        return "programs hold slices of a reduction; a small kernel finishes it"
     for name in writes:
         for item in items:
             if isinstance(item, Extern) and name in item.reads:

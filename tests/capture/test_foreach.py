@@ -59,7 +59,15 @@ def test_equals_eager(op: Any, dtype: torch.dtype) -> None:
 
 def test_the_table_covers_what_optimizers_call() -> None:
     names = {str(op) for op in OPS}
-    for wanted in ("add.List", "addcdiv.ScalarList", "addcdiv.Tensor", "lerp.Scalar", "norm.Scalar", "pow.List", "copy"):
+    for wanted in (
+        "add.List",
+        "addcdiv.ScalarList",
+        "addcdiv.Tensor",
+        "lerp.Scalar",
+        "norm.Scalar",
+        "pow.List",
+        "copy",
+    ):
         assert any(name.startswith(f"aten._foreach_{wanted}") for name in names), wanted
     assert not any(op._schema.is_mutable for op in OPS)
 
