@@ -8,12 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fusec.codegen.text import Text
+from fusec.codegen.triton import Operand, render
 from fusec.ir.kernels import KernelSource
 from fusec.ir.ops import OPS
 from fusec.ir.types import Role
 from fusec.kernels import device
 from tests.codegen.plans import Build, evaluate, generate, run
-from tests.codegen.test_ops import BITS, FLOAT_ONLY, FLOATS, INT_ONLY, INTS, POINTWISE, pairs, pointwise
+from tests.codegen.test_ops import BITS, FLOATS, INT_ONLY, INTS, POINTWISE, pairs, pointwise
 
 f32, f64, i64 = torch.float32, torch.float64, torch.int64
 
@@ -26,17 +28,21 @@ def as_on_gpu(source: KernelSource) -> KernelSource:
     return replace(source, text=text.replace("from fusec.kernels import device", imports))
 
 
+def calls_a_helper(op: str, dtype: torch.dtype) -> bool:
+    operands = [Operand(Text(name), dtype) for name in "xy"[: OPS[op].arity]]
+    return "device." in render(op, operands, dtype, "fast").text
+
+
 def compare(build: Build, rtol: float, atol: float = 0.0, **inputs: torch.Tensor) -> None:
     source = generate(build)
-    if "device." not in source.text:
-        pytest.skip("written with tl alone")
+    assert "device." in source.text
     tensors = {n: inputs.get(n, torch.zeros(b.shape, dtype=b.dtype)) for n, b in build.buffers.items()}  # type: ignore[arg-type]
     expected, actual = evaluate(build, tensors), run(as_on_gpu(source), tensors, source.interpreter_tile)
     for name in build.buffers:
         torch.testing.assert_close(actual[name], expected[name], rtol=rtol, atol=atol, equal_nan=True)
 
 
-@pytest.mark.parametrize("op", [n for n in POINTWISE if OPS[n].arity == 1 and n != "not"])
+@pytest.mark.parametrize("op", [n for n in POINTWISE if OPS[n].arity == 1 and n != "not" and calls_a_helper(n, f32)])
 @pytest.mark.parametrize("dtype", [f32, f64])
 def test_unary(op: str, dtype: torch.dtype) -> None:
     x = torch.cat([torch.tensor(FLOATS), torch.linspace(-20, 20, 401), torch.linspace(-1, 1, 101)]).to(dtype)
@@ -44,17 +50,19 @@ def test_unary(op: str, dtype: torch.dtype) -> None:
     compare(pointwise(op, x), tolerance, tolerance, a0=x)
 
 
-@pytest.mark.parametrize("op", [n for n in POINTWISE if OPS[n].arity == 2 and n not in BITS | INT_ONLY])
+@pytest.mark.parametrize(
+    "op", [n for n in POINTWISE if OPS[n].arity == 2 and n not in BITS | INT_ONLY and calls_a_helper(n, f32)]
+)
 def test_binary_floats(op: str) -> None:
     x, y = pairs(FLOATS, f32)
     compare(pointwise(op, x, y), 2e-6, a0=x, a1=y)
 
 
-@pytest.mark.parametrize("op", [n for n in POINTWISE if OPS[n].arity == 2 and n not in FLOAT_ONLY])
+@pytest.mark.parametrize("op", ["floordiv", "mod", "pow", "shl", "shr"])
 @pytest.mark.parametrize("dtype", [i64, torch.int8, torch.uint8])
 def test_binary_integers(op: str, dtype: torch.dtype) -> None:
     x, y = pairs(INTS, dtype)
-    if op in ("floordiv", "truncdiv", "mod", "fmod"):
+    if op in ("floordiv", "mod"):
         y = torch.where(y == 0, 1, y).to(dtype)
     if op in INT_ONLY:
         y = (y.to(i64) % (8 * dtype.itemsize)).to(dtype)
@@ -81,7 +89,7 @@ def test_reductions(op: str, looped: bool) -> None:
 
 @pytest.mark.parametrize("name", ["sin", "cos", "tan"])
 def test_circular_functions_are_as_accurate_as_eager(name: str) -> None:
-    """Against float64: at most twice as far off as PyTorch's float32. (The interpreter's fma rounds twice: no 1e9 here.)"""
+    """Against float64: at most twice as far off as PyTorch. The interpreter's fma rounds twice: nothing huge here."""
     x = torch.cat([torch.linspace(-1e4, 1e4, 2001), torch.logspace(0, 5, 400), torch.pi / 2 * torch.arange(-50, 50)])
     x = x[x != 0].to(f32)
     source = as_on_gpu(generate(pointwise(name, x)))
