@@ -89,7 +89,7 @@ def count(schedule: Schedule) -> Counts:
         call_bytes=sum(sum(extern_bytes(c, table_)) for c in calls),
         minimum=sum(size(table_[b]) for b in used | (returned - inputs)),
         must=necessary(plans, calls, returned, table_),
-        requested=sum(requested(p, table_) for p in plans),
+        requested=sum(requested(leaf, table_) for p in plans for leaf in p.leaves),
     )
 
 
@@ -127,7 +127,7 @@ def necessary(
     wanted = set(returned) | {b for c in calls for b in c.reads}
     reads: dict[str, int] = {}
     writes: dict[str, int] = {}
-    for plan in plans:
+    for plan in (leaf for p in plans for leaf in p.leaves):
         moved = traffic(plan.body, plan.axes, buffers)
         for buffer, elements in moved.read.items():
             if buffer not in made:

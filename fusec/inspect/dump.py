@@ -21,7 +21,7 @@ import torch
 
 from fusec.inspect.reference import buffer_literal, expression_text, identifier, index_bounds, reference_text
 from fusec.ir.index import as_int
-from fusec.ir.kernels import KernelPlan, KernelSource, Tile
+from fusec.ir.kernels import Grid, KernelPlan, KernelSource, Tile
 from fusec.ir.types import Buffer
 from fusec.runtime.grid import block_values
 
@@ -54,8 +54,9 @@ def kernel_script(plan: KernelPlan, source: KernelSource, table: Mapping[str, Bu
     assert len(pointers) == len(plan.buffers), f"{plan.name}: {len(pointers)} pointers, {len(plan.buffers)} buffers"
     names = {b.name: identifier(pointer) for b, pointer in zip(plan.buffers, pointers, strict=True)}
     kernel_text = re.sub(r"^from __future__ import .*\n+", "", source.text, flags=re.MULTILINE)
+    strategy = f"{len(plan.parts)} kernels side by side" if plan.parts else plan.strategy.value
     parts = (
-        _HEADER.format(name=source.name, strategy=plan.strategy.value),
+        _HEADER.format(name=source.name, strategy=strategy),
         kernel_text.strip("\n"),
         _RULE.format("inputs, reference, launch"),
         _buffers_text(plan, names, table),
@@ -100,10 +101,9 @@ def _buffers_text(plan: KernelPlan, names: Mapping[str, str], table: Mapping[str
 
 
 def _launch_text(source: KernelSource, names: Mapping[str, str], plan: KernelPlan) -> str:
-    grid = ", ".join(
-        f'triton.cdiv({expression_text(extent)}, blocks["{block}"])' if block else expression_text(extent)
-        for extent, block in source.grid
-    )
+    grid = ", ".join(_programs(source.grid))
+    if source.parts:  # one grid axis: the parts' programs follow one another
+        grid = " + ".join(" * ".join(_programs(part)) or "1" for part in source.parts)
     arguments = [names[b.name] for b in plan.buffers]
     sizes = [p.name for p in source.params if p.kind == "size"]
     assert not sizes, f"{source.name} has symbolic sizes {sizes}: no script"
@@ -124,6 +124,14 @@ def _launch_text(source: KernelSource, names: Mapping[str, str], plan: KernelPla
             f"        interpret({source.name}, grid, {{{tensors}}}, blocks)",
         )
     )
+
+
+def _programs(grid: Grid) -> list[str]:
+    """The number of programs along each axis, as Python."""
+    return [
+        f'triton.cdiv({expression_text(extent)}, blocks["{block}"])' if block else expression_text(extent)
+        for extent, block in grid
+    ]
 
 
 def _tile_literal(source: KernelSource, tile: Tile) -> str:

@@ -201,6 +201,22 @@ def reference_text(plan: KernelPlan, names: Mapping[str, str]) -> str:
 
     names: the Python name of each buffer the plan touches.
     """
+    written = [_function_text(leaf, names, f"part_{k}") for k, leaf in enumerate(plan.parts)]
+    written = written or [_function_text(plan, names, "reference")]
+    extras = [_EXTRA_HELPERS[name].strip("\n") for name in dict.fromkeys(name for _, used in written for name in used)]
+    functions = [text for text, _ in written]
+    if plan.parts:
+        calls = [f"    part_{k}(device, {_parameters(leaf, names)})" for k, leaf in enumerate(plan.parts)]
+        functions.append("\n".join([f"def reference(device, {_parameters(plan, names)}):", *calls]))
+    return "\n\n\n".join((HELPERS, *extras, *functions))
+
+
+def _parameters(plan: KernelPlan, names: Mapping[str, str]) -> str:
+    return ", ".join(names[b.name] for b in plan.buffers)
+
+
+def _function_text(plan: KernelPlan, names: Mapping[str, str], name: str) -> tuple[str, list[str]]:
+    """The function that runs one plan's lines, and the extra helpers it needs."""
     writer = _Writer(plan, names)
     lines = [writer.line(i) for i in plan.body]
     head = [
@@ -210,15 +226,17 @@ def reference_text(plan: KernelPlan, names: Mapping[str, str]) -> str:
     ]
     zero = [f"zero = torch.zeros([1] * {writer.rank}, dtype=torch.int64, device=device)"]
     body = "\n".join(f"    {text}" for text in (*zero, *head, *lines))
-    extras = "\n\n".join(_EXTRA_HELPERS[name].strip("\n") for name in writer.extras)
-    parameters = ", ".join(names[b.name] for b in plan.buffers)
     doc = '"""The same lines in plain PyTorch; outputs in place."""'
-    function = f"def reference(device, {parameters}):\n    {doc}\n{body}"
-    return "\n\n\n".join(part for part in (HELPERS, extras, function) if part)
+    return f"def {name}(device, {_parameters(plan, names)}):\n    {doc}\n{body}", list(writer.extras)
 
 
 def index_bounds(plan: KernelPlan) -> dict[str, int]:
     """Largest allowed value of each integer buffer whose elements are used as an index."""
+    found = [_bounds_of_one(leaf) for leaf in plan.leaves]
+    return {name: min(f[name] for f in found if name in f) for name in dict.fromkeys(n for f in found for n in f)}
+
+
+def _bounds_of_one(plan: KernelPlan) -> dict[str, int]:
     loaded: dict[str, str] = {}  # SSA value -> the buffer it is a (converted) copy of
     limits: dict[str, int] = {}
     for instr in plan.body:

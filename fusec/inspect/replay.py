@@ -147,16 +147,21 @@ class _Watch:
             memory = {b.name: _storage(t, b) for b, t in zip(plan.buffers, tensors, strict=True)}
             launch(*arguments)
             self.launches += 1
-            last = _last_lines(plan)
-
-            def on_value(_: str, instr: Instr, value: torch.Tensor) -> None:
-                if instr.origin is not None and last.get(instr.origin.node) is instr:
-                    self.compare_value(plan, instr, value)
-
-            evaluate_nest(plan.axes, plan.body, self.table, memory, name=plan.name, on_value=on_value)
+            for leaf in plan.leaves:
+                self.evaluate(leaf, memory)
             self.compare_buffers(plan, tensors, memory)
 
         return run
+
+    def evaluate(self, plan: KernelPlan, memory: dict[str, torch.Tensor]) -> None:
+        """Run a plan's lines on a copy of memory, each value that is a node's beside eager's."""
+        last = _last_lines(plan)
+
+        def on_value(_: str, instr: Instr, value: torch.Tensor) -> None:
+            if instr.origin is not None and last.get(instr.origin.node) is instr:
+                self.compare_value(plan, instr, value)
+
+        evaluate_nest(plan.axes, plan.body, self.table, memory, name=plan.name, on_value=on_value)
 
     def compare_value(self, plan: KernelPlan, instr: Instr, value: torch.Tensor) -> None:
         assert instr.origin is not None
@@ -178,7 +183,8 @@ class _Watch:
             self.differences.append(best)
 
     def compare_buffers(self, plan: KernelPlan, tensors: Sequence[Any], memory: Mapping[str, torch.Tensor]) -> None:
-        origins = {i.access.buffer: i.origin for i in plan.body if i.access is not None and i.op != "load"}
+        lines = (i for leaf in plan.leaves for i in leaf.body)
+        origins = {i.access.buffer: i.origin for i in lines if i.access is not None and i.op != "load"}
         for buffer, tensor in zip(plan.buffers, tensors, strict=True):
             if buffer.name not in plan.writes:
                 continue

@@ -116,8 +116,9 @@ def _extern_table(externs: Sequence[ExternRow]) -> str:
 def _kernel_details(k: KernelRow, anchor: str) -> str:
     user = {(o.file, o.line): o.code for o in k.plan.origins if o.file}
     lines = "\n".join(f"{file}:{line}  {code}" for (file, line), code in user.items())
+    axes = ", ".join(f"{a.name}&lt;{a.extent}" for a in k.plan.axes)
     facts = [
-        f"{k.plan.strategy.value}; " + ", ".join(f"{a.name}&lt;{a.extent}" for a in k.plan.axes),
+        f"{len(k.plan.parts)} kernels side by side" if k.plan.parts else f"{k.plan.strategy.value}; {axes}",
         *(f"ends: {escape(b)}" for b in k.boundaries),
         "kept in registers: " + escape(", ".join(k.plan.internal)) if k.plan.internal else "",
         "compiler: " + escape(", ".join(f"{n} {v}" for n, v in k.resources.items())) if k.resources else "",
