@@ -113,7 +113,7 @@ class Backend:
                 compile_graph=_GraphCompiler(self, config),
                 name=self._next_name(),
                 version_limit=config.recompile_limit or VERSION_LIMIT,
-                on_limit=self._on_limit,
+                on_eager=self._on_eager,
             )
         except RESTARTS:
             raise
@@ -139,8 +139,7 @@ class Backend:
             self.count += 1
             return f"{self.name}_{self.count - 1}"
 
-    def _on_limit(self, graph: CapturedGraph, limit: int) -> None:
-        reason = f"was compiled for {limit} tuples of sizes; new sizes run as eager PyTorch would"
+    def _on_eager(self, graph: CapturedGraph, reason: str) -> None:
         self.stats.fall_back(Fallback("graph", f"graph {graph.name}", reason))
 
     def _run_eagerly(self, gm: GraphModule, error: Exception, config: Config) -> Callable[..., Any]:

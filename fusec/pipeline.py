@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from fusec.capture.graph import CapturedGraph, user_lines
 from fusec.capture.inplace import mutated_inputs
 from fusec.codegen.kernel import generate_kernel
@@ -271,6 +273,9 @@ class CompiledGraph:
         except Exception as error:
             if self.mutated and versions != self._versions(inputs):
                 raise  # an input is half written: to run again would write it twice
+            plain = tuple(_plain(x) for x in inputs)
+            if any(a is not b for a, b in zip(inputs, plain, strict=True)):
+                return self(*plain)
             return self._give_up(error, inputs)
         self.calls += 1
         return outputs
@@ -295,3 +300,11 @@ class CompiledGraph:
         self.executable = None
         self.stats.fall_back(_graph_fallback("call", self.graph, error, "runs as eager PyTorch would"))
         return outputs
+
+
+def _plain(value: Any) -> Any:
+    """A tensor of a user's subclass as a Tensor on the same memory: library calls refuse some subclasses."""
+    if not isinstance(value, torch.Tensor) or type(value) in (torch.Tensor, torch.nn.Parameter):
+        return value
+    with torch._C.DisableTorchFunctionSubclass():
+        return value.as_subclass(torch.Tensor)

@@ -7,6 +7,7 @@ import io
 import pickle
 import subprocess
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -196,6 +197,90 @@ def test_dtypes_and_awkward_inputs(dtype: torch.dtype) -> None:
     base = torch.randint(0, 3, (6, 17)).to(dtype)
     for x in (base, base.t(), base[1:4, ::2], base[:1].expand(5, 17), base[:0], base[0, 0]):
         torch.testing.assert_close(fn(x), (x + x, x.sum(-1)))
+
+
+class Tagged(torch.Tensor):
+    """A subclass with no dispatch of its own."""
+
+
+def test_a_tensor_subclass() -> None:
+    x = torch.randn(5).as_subclass(Tagged)
+    got = fusec.compile(silu)(x)
+    torch.testing.assert_close(got.as_subclass(Tensor), silu(x.as_subclass(Tensor)))
+    assert fusec.stats()["fallbacks"] == []
+
+
+def test_views_of_inputs_and_of_results_stay_views() -> None:
+    def fn(x: Tensor) -> tuple[Tensor, ...]:
+        y = x * 2
+        return x.t(), y, y[0]
+
+    x = torch.randn(3, 4)
+    transposed, y, row = fusec.compile(fn)(x)
+    y.add_(1)
+    assert transposed.data_ptr() == x.data_ptr()
+    torch.testing.assert_close(row, x[0] * 2 + 1)
+
+
+def test_random_numbers_are_those_of_eager_mode() -> None:
+    def fn(x: Tensor) -> Tensor:
+        return torch.nn.functional.dropout(x, 0.5) + torch.rand_like(x) * torch.randn(5)
+
+    x, results = torch.ones(4, 5), []
+    for f in (fn, fusec.compile(fn)):
+        torch.manual_seed(3)
+        results.append(f(x))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_grad_modes(mode: Any) -> None:
+    def step(cache: Tensor, x: Tensor) -> Tensor:
+        cache[:, 1] = x
+        return cache.softmax(-1)
+
+    with mode():
+        ours, theirs, x = torch.zeros(3, 4), torch.zeros(3, 4), torch.randn(3)
+        torch.testing.assert_close(fusec.compile(step)(ours, x), step(theirs, x))
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_autocast() -> None:
+    block, x = Block().eval(), torch.randn(3, 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(fusec.compile(block)(x), block(x), rtol=2e-2, atol=2e-2)
+
+
+def test_threads_share_a_compiled_function() -> None:
+    fn, errors = fusec.compile(silu), []
+
+    def work(n: int) -> None:
+        try:
+            for k in range(3):
+                x = torch.randn(n, 4 + k)
+                torch.testing.assert_close(fn(x), silu(x))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in (2, 3, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == [] and fusec.stats()["fallbacks"] == []
+
+
+def test_an_optimizer_step() -> None:
+    ours, theirs = (nn.Linear(4, 3), nn.Linear(4, 3))
+    theirs.load_state_dict(ours.state_dict())
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=0.1) for m in (ours, theirs)]
+    steps = [fusec.compile(optimizers[0].step), optimizers[1].step]
+    for _ in range(3):
+        for module, step in zip((ours, theirs), steps, strict=True):
+            module.zero_grad()
+            module(torch.ones(2, 4)).square().sum().backward()
+            step()
+    torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-4, atol=1e-5)
 
 
 # -- graph breaks, recompilation, gradients ---------------------------------------------------------

@@ -125,6 +125,10 @@ def _convert_element_type(x: Tensor, dtype: torch.dtype) -> Tensor:
     return aten._to_copy.default(x, dtype=dtype)  # type: ignore[no-any-return]
 
 
+def _fma(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    return x * y + z  # Triton contracts it again
+
+
 def _in_float32(function: Decomposition) -> Decomposition:
     """f(x: bf16) -> f(x: f32).to(bf16): an eager kernel rounds once, where a rewrite of torch may round each step."""
 
@@ -149,6 +153,7 @@ def _own() -> dict[Any, Decomposition]:
         aten.native_group_norm.default: _native_group_norm,
         # torch's own rewrites speak prims; lowering speaks aten.
         prims.convert_element_type.default: _convert_element_type,
+        **({prims.fma.default: _fma} if hasattr(prims, "fma") else {}),  # since torch 2.12
     }
 
 

@@ -77,13 +77,13 @@ def backend(
     compile_graph: CompileGraph,
     name: str = "graph",
     version_limit: int | None = None,
-    on_limit: Callable[[CapturedGraph, int], None] | None = None,
+    on_eager: Callable[[CapturedGraph, str], None] | None = None,
 ) -> Compiled:
     """Compile Dynamo's graph; `compile_graph` sees one inference graph, or a forward and later a backward.
 
     name:          of the graph; a backward graph is called `<name>_backward`.
     version_limit: tuples of sizes compiled for one symbolic graph; beyond it new sizes run the aten graph
-                   eagerly, and `on_limit(graph, limit)` is told once. None: no limit.
+                   eagerly, and `on_eager(graph, reason)` is told once. None: no limit.
     """
     sources = dynamo_names(gm)
 
@@ -100,7 +100,7 @@ def backend(
             if not is_symbolic(inputs):
                 write_in_place(graph_module)
                 return _boxed(compile_graph(graph))
-            return _boxed(_Versions(graph, compile_graph, version_limit, on_limit))
+            return _boxed(_Versions(graph, compile_graph, version_limit, on_eager))
 
         return compile_aten
 
@@ -137,12 +137,12 @@ class _Versions:
         graph: CapturedGraph,
         compile_graph: CompileGraph,
         limit: int | None,
-        on_limit: Callable[[CapturedGraph, int], None] | None,
+        on_eager: Callable[[CapturedGraph, str], None] | None,
     ) -> None:
-        self.graph, self.compile_graph, self.limit, self.on_limit = graph, compile_graph, limit, on_limit
+        self.graph, self.compile_graph, self.limit, self.on_eager = graph, compile_graph, limit, on_eager
         self.versions: dict[Any, Compiled] = {}
         self.told = False
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
     def __call__(self, *inputs: Any) -> Any:
         key = signature(inputs)
@@ -156,14 +156,20 @@ class _Versions:
             if key in self.versions:
                 return self.versions[key]
             if self.limit is not None and len(self.versions) >= self.limit:
-                if not self.told and self.on_limit is not None:
-                    self.on_limit(self.graph, self.limit)
-                self.told = True
-                return self.graph.graph_module.forward
-            static = specialize(self.graph, inputs)
+                return self._run_eagerly(f"was compiled for {self.limit} tuples of sizes; new sizes run")
+            try:
+                static = specialize(self.graph, inputs)
+            except Exception as error:
+                return self._run_eagerly(f"depends on values ({type(error).__name__}: {error}); it runs")
             write_in_place(static.graph_module)
             self.versions[key] = self.compile_graph(static)
             return self.versions[key]
+
+    def _run_eagerly(self, reason: str) -> Compiled:
+        if not self.told and self.on_eager is not None:
+            self.on_eager(self.graph, f"{reason} as eager PyTorch would")
+        self.told = True
+        return self.graph.graph_module.forward
 
 
 def _boxed(compiled: Compiled) -> Compiled:

@@ -2,9 +2,11 @@
 
 Enters: a CapturedGraph with SymInts, and the arguments of a call. Leaves: a CapturedGraph of ints.
 
-    view(x, [s0 * 2, 8]), s0 = 5   ->   view(x, [10, 8])
+    mul = s0 * 2; view(x, [mul, 8])     with x: f32[5, 16]   ->   view(x, [10, 8])
 
-One compiled version is kept for each tuple of sizes (`signature`).
+Every node is evaluated once on fake tensors: what is a number becomes a constant, everything else is copied with its
+metadata. Nothing is traced, so it may happen in any thread, at any time. One compiled version is kept for each tuple
+of sizes (`signature`).
 """
 
 from __future__ import annotations
@@ -14,9 +16,8 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx import Interpreter
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.traceback import preserve_node_meta
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 
 from fusec.capture.graph import CapturedGraph
 
@@ -29,26 +30,67 @@ Signature = tuple[Any, ...]
 
 def signature(inputs: Sequence[Any]) -> Signature:
     """What one specialisation depends on: numbers as they are, tensors by shape and strides."""
-    return tuple((*x.shape, *x.stride()) if isinstance(x, torch.Tensor) else x for x in inputs)
+    return tuple((*x.shape, *x.stride()) if isinstance(x, torch.Tensor) else (type(x), x) for x in inputs)
 
 
 def specialize(graph: CapturedGraph, inputs: Sequence[Any]) -> CapturedGraph:
-    """Trace `graph` again with the sizes of `inputs`; node metadata (the user's lines) is kept."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    """`graph` for the sizes of `inputs`; node metadata (the user's lines) is kept."""
+    mode = next((x.fake_mode for x in inputs if isinstance(x, FakeTensor)), None) or FakeTensorMode()
+    arguments = tuple(_fake(x, mode) for x in inputs)
+    copier = _Copier(graph.graph_module, mode)
+    with mode, torch.no_grad():
+        copier.run(arguments)
+    static = GraphModule(graph.graph_module, copier.graph)
+    return CapturedGraph(static, arguments, graph.names, graph.kind, graph.name)
 
-    def fake(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or isinstance(value, FakeTensor):
-            return value
-        with torch.no_grad():
-            return mode.from_tensor(value, static_shapes=True)
 
-    arguments = [fake(x) for x in inputs]
-    modes = [a.fake_mode for a in arguments if isinstance(a, FakeTensor)]
-    mode = modes[0] if modes else mode
+def _fake(value: Any, mode: FakeTensorMode) -> Any:
+    if not isinstance(value, torch.Tensor) or isinstance(value, FakeTensor):
+        return value
+    with torch.no_grad():
+        return mode.from_tensor(value, static_shapes=True)
 
-    def run(*args: Any) -> Any:
-        return Interpreter(graph.graph_module).run(*args)
 
-    with mode, preserve_node_meta(), torch.no_grad():
-        traced = make_fx(run, record_module_stack=False)(*arguments)
-    return CapturedGraph(traced, tuple(arguments), graph.names, graph.kind, graph.name)
+class _Copier:
+    """One walk. values: what each node gives, a fake tensor or number. copies: its node in the new graph, or number."""
+
+    def __init__(self, module: GraphModule, mode: FakeTensorMode) -> None:
+        self.module, self.mode = module, mode
+        self.graph = Graph()
+        self.values: dict[Node, Any] = {}
+        self.copies: dict[Node, Any] = {}
+
+    def run(self, arguments: Sequence[Any]) -> None:
+        remaining = iter(arguments)
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder":
+                value = next(remaining)
+                copy = self._copy(node, value)
+                self.copies[node] = copy if isinstance(value, torch.Tensor) else value
+            elif node.op == "output":
+                self.graph.output(map_arg(node.args[0], lambda n: self.copies[n]))
+            elif node.op == "get_attr":
+                self.copies[node] = self._copy(node, self._attribute(str(node.target)))
+            else:
+                self._call(node)
+
+    def _call(self, node: Node) -> None:
+        assert callable(node.target), node.format_node()
+        args, kwargs = map_arg((node.args, node.kwargs), lambda n: self.values[n])
+        value = node.target(*args, **kwargs)
+        if isinstance(value, int | float | bool):
+            self.values[node] = self.copies[node] = value
+        else:
+            self.copies[node] = self._copy(node, value)
+
+    def _copy(self, node: Node, value: Any) -> Node:
+        self.values[node] = value
+        copy = self.graph.node_copy(node, lambda n: self.copies[n])
+        copy.meta = {**node.meta, "val": value}
+        return copy
+
+    def _attribute(self, path: str) -> Any:
+        value: Any = self.module
+        for part in path.split("."):
+            value = getattr(value, part)
+        return _fake(value, self.mode)
