@@ -112,8 +112,8 @@ def run(out: Path, sentences: Sequence[str] = SENTENCES) -> None:
     heading("Embeddings, first five of 384 numbers")
     rows = [["", "eager", "compiled by fusec"]]
     for sentence, a, b in zip(sentences, eager.tolist(), fused.tolist()):
-        rows.append([sentence, *("  ".join(f"{x: .5f}" for x in v[:5]) for v in (a, b))])
-    print("\n".join(table(rows)))
+        rows.append([sentence, *("  ".join(f"{x: .4f}" for x in v[:5]) for v in (a, b))])
+    print("\n".join(table(rows, left=3)))
     print(f"\nlargest difference over all {fused.numel()} numbers: {(eager - fused).abs().max().item():.2e}")
 
     heading("Cosine similarity, from compiled code")

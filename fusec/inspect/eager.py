@@ -63,8 +63,10 @@ def _size(node: fx.Node) -> int:
 def _aliases(node: fx.Node) -> bool:
     """A view, or the pick of one tensor out of a tuple: no launch, no memory of its own."""
     target = node.target
-    if target is not None and getattr(target, "__name__", "") == "getitem":
+    if getattr(target, "__name__", "") == "getitem":
         return True
+    if target is _aten.copy_.default:  # capture's last step for a tensor that eager wrote in place
+        return isinstance(node.args[0], fx.Node) and node.args[0].op == "placeholder"
     if isinstance(target, torch._ops.OpOverload):
         if target.is_view or target in _ALIASES:
             return True

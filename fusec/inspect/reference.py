@@ -67,6 +67,7 @@ _TEXT = {
     "min": "torch.amin({0}, dim={dims}, keepdim=True)",
     "any": "torch.any({0}, dim={dims}, keepdim=True)",
     "all": "torch.all({0}, dim={dims}, keepdim=True)",
+    "exp_sum": "torch.sum(torch.exp({0} - torch.amax({0}, dim={dims}, keepdim=True)), dim={dims}, keepdim=True)",
     "argmax": "_first({0}, torch.amax({0}, dim={dims}, keepdim=True), {1}, {dims})",
     "argmin": "_first({0}, torch.amin({0}, dim={dims}, keepdim=True), {1}, {dims})",
 }

@@ -58,9 +58,10 @@ def test_the_cache_is_what_makes_a_later_token(small: smollm2.SmolLM2) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # de-quantizing the weights takes most of it
 def test_the_pretrained_model_says_paris() -> None:
     pytest.importorskip("gguf")
     model = smollm2.load()
-    got = list(model.generate(smollm2.PROMPT, 4, fusec_compile(model.step, options={"strict": True})))
-    assert got == list(model.generate(smollm2.PROMPT, 4))
+    got = list(model.generate(smollm2.PROMPT, 3, fusec_compile(model.step, options={"strict": True})))
+    assert got == list(model.generate(smollm2.PROMPT, 3))
     assert model.text(got).startswith(" Paris.")

@@ -103,6 +103,15 @@ def test_eager_peak_is_what_is_alive_at_once() -> None:
     assert totals == Totals(4, 4 * (2 * 1000 + 2 * 1000 + 3 * 1000 + 1000 + 1), 3 * 4000)
 
 
+def test_writing_in_place_is_one_launch() -> None:
+    def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        x.add_(1)
+        return x * y
+
+    totals = eager_totals(captured(step, torch.zeros(1000), torch.randn(1000)))
+    assert (totals.launches, totals.bytes) == (2, 4 * (2 * 1000 + 3 * 1000))
+
+
 def test_an_expanded_operand_is_read_once() -> None:
     module = captured(lambda x, b: x + b.expand(1000, 17), torch.randn(1000, 17), torch.randn(17))
     assert eager_totals(module).bytes == 4 * (2 * 17000 + 17)
