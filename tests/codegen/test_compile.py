@@ -7,7 +7,6 @@ import re
 import pytest
 import torch
 
-from fusec.codegen.triton import TEXT
 from fusec.ir.ops import OPS, OpKind
 from fusec.ir.types import Role
 from fusec.runtime.build import compile_request
@@ -50,7 +49,7 @@ def test_compiles_without_spills(name: str, arch: int) -> None:
         assert wide(artifact.instructions, "STG") >= stores, artifact.instructions
 
 
-@pytest.mark.parametrize("dtype", [f32, torch.float64, bf16, i64, torch.uint8, torch.bool], ids=str)
+@pytest.mark.parametrize("dtype", [f32, torch.float64, i64, torch.uint8, torch.bool], ids=str)
 def test_every_op_compiles(dtype: torch.dtype) -> None:
     """All ops a dtype has, in one kernel."""
     floating = dtype.is_floating_point
@@ -70,8 +69,7 @@ def test_every_op_compiles(dtype: torch.dtype) -> None:
         value = build.op(name, *(x, y)[: info.arity])
         build.buffer(f"out_{name}", build.dtypes[value], (4096,), Role.OUTPUT)
         build.store(f"out_{name}", at, value)
-    artifact = compiled(build, x=256)
-    assert artifact.cubin, f"{len(TEXT)} rows"
+    assert compiled(build, x=256).spills == 0
 
 
 @pytest.mark.parametrize("looped", [False, True])
