@@ -24,8 +24,7 @@ from fusec.schedule.dependence import Dependence
 from fusec.schedule.legality import Refusal, fuse_nests, with_reduction_kinds
 from fusec.schedule.merge import with_unique_values, without_stores
 
-SHARED_READ_FLOOR = 1  # bytes: a common read of any size suggests a pair; the cost model decides
-MANY_READERS = 24  # a buffer with more readers (a scalar, a mask) does not suggest pairs
+MANY_READERS = 24  # a buffer with more readers (a scalar, a mask) suggests no pairs among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +63,15 @@ class _Search:
     def _initial_pairs(self) -> Iterator[tuple[int, int]]:
         pairs: set[tuple[int, int]] = set()
         for buffer in {*self.readers, *self.writers}:
-            touching = sorted((self.readers.get(buffer, set()) | self.writers.get(buffer, set())) & self._groups())
-            if len(touching) > MANY_READERS and not self.writers.get(buffer):
-                continue
-            pairs |= {(a, b) for i, a in enumerate(touching) for b in touching[i + 1 :]}
+            writers, touching = self._touching(buffer)
+            first = touching if len(touching) <= MANY_READERS else writers
+            pairs |= {(min(a, b), max(a, b)) for a in first for b in touching if a != b}
         yield from sorted(pairs)
 
-    def _groups(self) -> set[int]:
-        return {i for i, item in self.items.items() if isinstance(item, Group)}
+    def _touching(self, buffer: str) -> tuple[set[int], set[int]]:
+        """The groups that write a buffer, and those that write or read it."""
+        writers = {i for i in self.writers.get(buffer, ()) if isinstance(self.items[i], Group)}
+        return writers, writers | {i for i in self.readers.get(buffer, ()) if isinstance(self.items[i], Group)}
 
     def _push(self, a: int, b: int) -> None:
         gain = self._shared_bytes(a, b)
@@ -88,7 +88,7 @@ class _Search:
             writes = (name in left.nest.writes) or (name in right.nest.writes)
             flows = flows or writes
             total += size * (2 if writes and not self._needed_elsewhere(name, a, b) else 1)
-        return max(total, 1) if flows else total if total >= SHARED_READ_FLOOR else 0
+        return max(total, 1) if flows else total
 
     def _needed_elsewhere(self, buffer: str, a: int, b: int) -> bool:
         """True when someone besides the two groups needs the buffer in memory."""
@@ -131,17 +131,20 @@ class _Search:
         group = Group(fused, members, max(left.position, right.position), (*left.internal, *right.internal, *internal))
         del self.items[a], self.items[b]
         self.items[new] = group
+        for nest in (left.nest, right.nest):
+            for name in nest.reads:
+                self.readers[name] -= {a, b}
+            for name in nest.writes:
+                self.writers[name] -= {a, b}
+        for name in fused.reads:
+            self.readers[name].add(new)
+        for name in fused.writes:
+            self.writers[name].add(new)
         neighbours: set[int] = set()
-        for mapping, names in ((self.readers, fused.reads), (self.writers, fused.writes)):
-            for ids in mapping.values():
-                ids -= {a, b}
-            for name in names:
-                mapping.setdefault(name, set()).add(new)
         for name in (*fused.reads, *fused.writes):
-            touching = self.readers.get(name, set()) | self.writers.get(name, set())
-            if len(touching) <= MANY_READERS or self.writers.get(name):
-                neighbours |= touching
-        for other in sorted(neighbours & self._groups() - {new}):
+            writers, touching = self._touching(name)
+            neighbours |= touching if len(touching) <= MANY_READERS or new in writers else writers
+        for other in sorted(neighbours - {new}):
             self._push(other, new)
 
     def _decide(

@@ -76,7 +76,8 @@ class _Joiner:
         assert store.access is not None and store.access.index == load.access.index, "legality asks for equal indices"
         value = store.args[0]
         rounds = self.dtypes[value] != load.dtype
-        if rounds and self.precision == "fast" and not load.args:
+        floats = self.dtypes[value].is_floating_point and load.dtype.is_floating_point
+        if rounds and floats and self.precision == "fast" and not load.args:
             self.forwarded[load.out] = (load, value)
             return
         if rounds:

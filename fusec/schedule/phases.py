@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fusec.ir.analysis import instr_axes, rename, varying
+from fusec.ir.index import symbols_of
 from fusec.ir.types import AccessMode, Axis, Instr
 
 
@@ -52,7 +53,7 @@ def split_phases(body: Sequence[Instr], axes: Sequence[Axis], reduced: frozenset
     """The body as one tuple of lines a phase, values along R recomputed where a later phase needs them."""
     found = levels(body, axes, reduced)
     values = varying(body, axes)
-    stored = {i.args[0]: i for i in body if i.out is None and len(i.args) == 1}
+    stored = {i.args[0]: (p, i) for p, i in enumerate(body) if _holds_its_value(i)}
     phases: list[tuple[Instr, ...]] = []
     for phase in range(max(found.values(), default=0) + 1):
         roots = [
@@ -63,12 +64,20 @@ def split_phases(body: Sequence[Instr], axes: Sequence[Axis], reduced: frozenset
         ]
         lines = _needed(body, roots, values, reduced)
         if phase:
-            earlier = {v: s for v, s in stored.items() if found[body.index(s)] < phase}
+            earlier = {v: s for v, (p, s) in stored.items() if found[p] < phase}
             lines = _reloaded(lines, earlier, frozenset(body[p].out for p in roots))
             local = {i.out: f"{i.out}~{phase}" for i in lines if i.out is not None and values[i.out] & reduced}
             lines = rename(lines, local)
         phases.append(tuple(lines))
     return tuple(phases)
+
+
+def _holds_its_value(instr: Instr) -> bool:
+    """A store that leaves its value at an address of its own: no sum of several, no position that may come twice."""
+    if instr.op != "store" or len(instr.args) != 1 or instr.access is None:
+        return False
+    scattered = any(s.kind == "value" for s in symbols_of(instr.access.index))
+    return instr.access.mode is AccessMode.STORE and not scattered
 
 
 def _runs_along(instr: Instr, values: dict[str, frozenset[str]], reduced: frozenset[str]) -> bool:

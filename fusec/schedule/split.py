@@ -15,8 +15,9 @@ It is decided after fusion, on groups whose rows cannot fill the device, and the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import permutations
 from math import prod
 
 import torch
@@ -27,7 +28,7 @@ from fusec.ir.ops import identity
 from fusec.ir.types import Access, AccessMode, Axis, AxisKind, Buffer, Instr, LoopNest, Node, Program, Role
 from fusec.schedule.axes import merge_axes, rewrite_axes, without_unit_axes
 from fusec.schedule.cost import DeviceModel, splitting_pays
-from fusec.schedule.fuse import Group, Item
+from fusec.schedule.fuse import MANY_READERS, Group, Item
 from fusec.schedule.reduced import WHOLE_LIMIT, reduced_axes
 from fusec.schedule.strides import unit_axis
 
@@ -45,11 +46,12 @@ def split_reductions(program: Program, items: Sequence[Item], device: DeviceMode
         slices = slices_for(group.nest, device)
         if slices > 1 and splitting_pays(group.nest, program.table, device):
             wanted.update(dict.fromkeys(group.members, slices))
-    for columns in groups:
-        beside = (slices_beside(rows.nest, columns.nest, program, device) for rows in groups if rows is not columns)
-        slices = max(beside, default=1)
+    beside: dict[str, int] = {}
+    for rows, columns in _reading_together(groups):
+        slices = slices_beside(rows.nest, columns.nest, program, device)
         if slices > 1:
-            wanted.update(dict.fromkeys(columns.members, slices))
+            beside.update((name, max(slices, beside.get(name, 1))) for name in columns.members)
+    wanted |= beside
     if not wanted:
         return None
     nodes: list[Node] = []
@@ -65,6 +67,18 @@ def split_reductions(program: Program, items: Sequence[Item], device: DeviceMode
         nodes += [partial, finish]
         buffers.append(workspace)
     return replace(program, nodes=tuple(nodes), buffers=tuple(buffers)) if changed else None
+
+
+def _reading_together(groups: Sequence[Group]) -> Iterator[tuple[Group, Group]]:
+    """Pairs of groups that reduce and read a common buffer; by buffer, because few of all pairs do."""
+    readers: dict[str, list[int]] = {}
+    reducing = {i: g for i, g in enumerate(groups) if reduced_axes(g.nest.body)}
+    for i, group in reducing.items():
+        for name in group.nest.reads:
+            readers.setdefault(name, []).append(i)
+    pairs = {pair for same in readers.values() if len(same) <= MANY_READERS for pair in permutations(same, 2)}
+    for i, j in sorted(pairs):
+        yield reducing[i], reducing[j]
 
 
 def slices_beside(rows: LoopNest, columns: LoopNest, program: Program, device: DeviceModel) -> int:

@@ -12,7 +12,7 @@ the whole buffer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -241,21 +241,4 @@ def _evaluate_slice(value: str, lines: Mapping[str, Instr], env: dict[str, Any])
         else:
             env[instr.out] = _NUMPY[instr.op](*(env[a] for a in instr.args))
     result: Points = env[value]
-    return result
-
-
-def requested_points(body: Iterable[Instr], axes: Sequence[Axis], programs: Mapping[str, int]) -> dict[str, int]:
-    """Elements asked for per buffer: a load that lacks a grid axis is asked for by every program along it.
-
-    programs: number of program instances along each axis (1 for axes that are not on the grid).
-    """
-    lines = list(body)
-    values = varying(lines, axes)
-    extents = {a.name: as_int(a.extent) or 0 for a in axes}
-    result: dict[str, int] = {}
-    for instr in lines:
-        if instr.op == "load" and instr.access is not None:
-            mine = instr_axes(instr, values)
-            points = prod(extents[a] if a in mine else programs.get(a, 1) for a in extents)
-            result[instr.access.buffer] = result.get(instr.access.buffer, 0) + points
     return result
