@@ -370,6 +370,26 @@ def sum(x: tl.tensor, axis: tl.constexpr = None) -> tl.tensor:
 
 
 @triton.jit
+def exp_sum(x: tl.tensor, axis: tl.constexpr = None) -> tl.tensor:
+    """Sum of exp(x - max x)."""
+    return sum(tl.exp(x - max(x, axis)), axis)
+
+
+@triton.jit
+def exp_sum_step(m: tl.tensor, s: tl.tensor, x: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """One step of a looped exp_sum, point by point: the running maximum m, and the sum s relative to it."""
+    largest = maximum(m, x)
+    shift = tl.where(largest == float("-inf"), 0.0, largest)  # -inf - -inf would be NaN
+    return largest, s * tl.exp(m - shift) + tl.exp(x - shift)
+
+
+@triton.jit
+def exp_sum_of(m: tl.tensor, s: tl.tensor, axis: tl.constexpr = None) -> tl.tensor:
+    """The sum of exp(x - max x) from the points' maxima m and sums s."""
+    return sum(s * tl.exp(m - max(m, axis)), axis)
+
+
+@triton.jit
 def prod(x: tl.tensor, axis: tl.constexpr = None) -> tl.tensor:
     return tl.reduce(x, axis, _multiply, keep_dims=axis is not None)
 
@@ -438,3 +458,36 @@ def larger(a: tl.tensor, a_at: tl.tensor, b: tl.tensor, b_at: tl.tensor) -> tupl
 def smaller(a: tl.tensor, a_at: tl.tensor, b: tl.tensor, b_at: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
     """One step of a looped argmin, point by point."""
     return _smaller(a, a_at, b, b_at)
+
+
+# -- 8-bit floats ---------------------------------------------------------------------------------
+# The conversion instruction rounds to nearest even, saturates, and gives NaN without a sign. PyTorch's keeps the sign.
+
+
+@triton.jit
+def _signed(bits: tl.tensor, x: tl.tensor) -> tl.tensor:
+    """The bits of an 8-bit float, with the sign of the float32 value x."""
+    return bits | ((x.to(tl.int32, bitcast=True) >> 24) & -128).to(tl.int8)
+
+
+@triton.jit
+def float8_e4m3fn(x: tl.tensor) -> tl.tensor:
+    """float32 to float8_e4m3fn; 448 is the largest, also for infinity."""
+    bits = x.to(tl.float8e4nv).to(tl.int8, bitcast=True)
+    return _signed(bits, x).to(tl.float8e4nv, bitcast=True)
+
+
+@triton.jit
+def float8_e4m3fn_or_nan(x: tl.tensor) -> tl.tensor:
+    """float32 to float8_e4m3fn; NaN above 464, the last number that rounds to 448."""
+    bits = x.to(tl.float8e4nv).to(tl.int8, bitcast=True)
+    bits = tl.where(tl.abs(x) > 464.0, 0x7F, bits).to(tl.int8)
+    return _signed(bits, x).to(tl.float8e4nv, bitcast=True)
+
+
+@triton.jit
+def float8_e5m2(x: tl.tensor) -> tl.tensor:
+    """float32 to float8_e5m2; infinite from 61440, the first number that does not round to 57344."""
+    bits = x.to(tl.float8e5).to(tl.int8, bitcast=True)
+    bits = tl.where(tl.abs(x) >= 61440.0, 0x7C, bits).to(tl.int8)
+    return _signed(bits, x).to(tl.float8e5, bitcast=True)

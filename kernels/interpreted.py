@@ -80,6 +80,49 @@ def _positions(better: Function) -> Function:
     return apply
 
 
+def _exp_sum_step(m: Any, s: Any, x: Any) -> tuple[Any, Any]:
+    """One step of a looped exp_sum: the running maximum, and the sum relative to it."""
+    running, total, value = torch.broadcast_tensors(*(_array(v) for v in (m, s, x)))
+    largest = torch.maximum(running, value)
+    shift = torch.where(largest == float("-inf"), 0.0, largest)
+    total = total * torch.exp(running - shift) + torch.exp(value - shift)
+    scalar = not m.type.is_block()
+    return _tensor(largest, m.dtype.scalar, scalar), _tensor(total, s.dtype.scalar, scalar)
+
+
+def _exp_sum_of(m: Any, s: Any, axis: Any = None) -> Any:
+    """The sum of exp(x - max x) from the points' maxima and sums."""
+    dim = axis.value if isinstance(axis, tl.constexpr) else axis
+    running, total = torch.broadcast_tensors(_array(m), _array(s))
+    if dim is None:
+        running, total = running.reshape(1, -1), total.reshape(1, -1)
+    along = 1 if dim is None else dim
+    result = (total * torch.exp(running - running.amax(along, keepdim=True))).sum(along, keepdim=True)
+    return _tensor(result, s.dtype.scalar, dim is None)
+
+
+def _exp_sum_of(m: Any, s: Any, axis: Any = None) -> Any:
+    """The sum of exp(x - max x) from the points' maxima and sums."""
+    dim = axis.value if isinstance(axis, tl.constexpr) else axis
+    running, total = torch.broadcast_tensors(_array(m), _array(s))
+    if dim is None:
+        running, total = running.reshape(1, -1), total.reshape(1, -1)
+    along = 1 if dim is None else dim
+    result = (total * torch.exp(running - running.amax(along, keepdim=True))).sum(along, keepdim=True)
+    return _tensor(result, s.dtype.scalar, dim is None)
+
+
+def _exp_sum_of(m: Any, s: Any, axis: Any = None) -> Any:
+    """The sum of exp(x - max x) from the points' maxima and sums."""
+    dim = axis.value if isinstance(axis, tl.constexpr) else axis
+    running, total = torch.broadcast_tensors(_array(m), _array(s))
+    if dim is None:
+        running, total = running.reshape(1, -1), total.reshape(1, -1)
+    along = 1 if dim is None else dim
+    result = (total * torch.exp(running - running.amax(along, keepdim=True))).sum(along, keepdim=True)
+    return _tensor(result, s.dtype.scalar, dim is None)
+
+
 def _step(better: Function) -> Function:
     """One step of a looped argmax or argmin: the better of two (value, position) pairs at every point."""
 
@@ -166,6 +209,7 @@ _BINARY: dict[str, Function] = {
 
 _REDUCTIONS: dict[str, Function] = {
     "sum": lambda v, dim: v.sum(dim, keepdim=True),
+    "exp_sum": lambda v, dim: torch.exp(v - v.amax(dim, keepdim=True)).sum(dim, keepdim=True),
     "prod": _prod,
     "max": lambda v, dim: v.amax(dim, keepdim=True),
     "min": lambda v, dim: v.amin(dim, keepdim=True),
@@ -173,11 +217,22 @@ _REDUCTIONS: dict[str, Function] = {
     "all": lambda v, dim: v.all(dim, keepdim=True),
 }
 
+
+def _float8(dtype: Any) -> Function:
+    """The interpreter rounds 8-bit floats as PyTorch does."""
+    return lambda x: x.to(dtype)
+
+
 device = SimpleNamespace(
     **{name: _elementwise(f) for name, f in {**_UNARY, **_BINARY}.items()},
     **{name: _reduction(f) for name, f in _REDUCTIONS.items()},
     argmax=_positions(torch.gt),
     argmin=_positions(torch.lt),
+    exp_sum_step=_exp_sum_step,
+    exp_sum_of=_exp_sum_of,
     larger=_step(torch.gt),
     smaller=_step(torch.lt),
+    float8_e4m3fn=_float8(tl.float8e4nv),
+    float8_e4m3fn_or_nan=_float8(tl.float8e4nv),
+    float8_e5m2=_float8(tl.float8e5),
 )

@@ -365,6 +365,8 @@ class Emitter:
             names = [self.names.fresh(f"{self.hints[instr.out]}_acc")]
             if instr.op in ("argmax", "argmin"):
                 names.append(self.names.fresh(f"{self.hints[instr.out]}_at"))
+            elif instr.op == "exp_sum":  # the running maximum, and the sum relative to it
+                names.insert(0, self.names.fresh(f"{self.hints[instr.out]}_max"))
             dtype = self._dtype_of(instr.args[0])
             before.lines += initial(instr, names, self.addresses.shape(spread), dtype)
             self.accumulators[instr.out] = names

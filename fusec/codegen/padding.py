@@ -25,7 +25,7 @@ from fusec.ir.types import Instr
 
 Number = bool | int | float
 _MAX_LINES = 200  # longer kernels keep their tl.where
-_FILLED = {"sum", "prod", "max", "min", "any", "all"}
+_FILLED = {"sum", "prod", "max", "min", "any", "all", "exp_sum"}
 
 
 @dataclass(frozen=True)

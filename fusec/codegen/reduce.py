@@ -57,7 +57,9 @@ def initial(instr: Instr, names: list[str], shape: str, dtype: torch.dtype) -> l
     wide = accumulator_dtype(instr.op, dtype)
     neutral = literal(identity(instr.op, dtype), wide)
     lines = [f"{names[0]} = tl.full({shape}, {neutral.text}, {dtype_text(wide)})"]
-    if len(names) > 1:
+    if instr.op == "exp_sum":
+        lines.append(f"{names[1]} = tl.full({shape}, 0.0, {dtype_text(wide)})")
+    elif len(names) > 1:
         lines.append(f"{names[1]} = tl.full({shape}, {2**63 - 1}, tl.int64)")
     return lines
 
@@ -71,10 +73,16 @@ def combine(instr: Instr, names: list[str], operands: list[Text], dtype: torch.d
         better = "larger" if op == "argmax" else "smaller"
         both = f"{names[0]}, {names[1]}"
         return [f"{both} = device.{better}({both}, {operands[0].text}, {operands[1].text})"]
+    if op == "exp_sum":
+        both = f"{names[0]}, {names[1]}"
+        return [f"{both} = device.exp_sum_step({both}, {operands[0].text})"]
     library = "device" if dtype.is_floating_point else "tl"
     return [f"{names[0]} = {library}.{op}imum({names[0]}, {operands[0].text})"]
 
 
 def finish(instr: Instr, names: list[str], dim: Dim, dtype: torch.dtype) -> Text:
     """After the loop: reduce the accumulators themselves."""
+    if instr.op == "exp_sum":
+        result = call("device.exp_sum_of", *names, *_axis(dim))
+        return convert(result, accumulator_dtype(instr.op, dtype), instr.dtype)
     return reduce_call(instr, [Text(n) for n in names], dim, dtype)

@@ -16,12 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
 
 from fusec.codegen.text import ADD, AND, ATOM, COMPARE, MUL, OR, SHIFT, UNARY, XOR, Text, call, infix
 from fusec.errors import FusecError
+from fusec.ir.modes import real_tensors
 
 DTYPES: dict[torch.dtype, str] = {
     torch.bool: "tl.int1",
@@ -150,11 +152,22 @@ def convert(value: Text, source: torch.dtype, target: torch.dtype) -> Text:
     carried = source in _THROUGH_FLOAT32 or target in _THROUGH_FLOAT32
     if carried and torch.float32 not in (source, target):
         value = _to(value, torch.float32)
+    if target is torch.float8_e4m3fn:
+        return call("device.float8_e4m3fn" if _saturates() else "device.float8_e4m3fn_or_nan", value.text)
+    if target is torch.float8_e5m2:
+        return call("device.float8_e5m2", value.text)
     return _to(value, target)
 
 
 def _to(value: Text, target: torch.dtype) -> Text:
     return Text(f"{value.wrap(ATOM)}.to({dtype_text(target)})")
+
+
+@cache
+def _saturates() -> bool:
+    """What the installed PyTorch makes of a number above 448 in float8_e4m3fn: 448 in newer ones, NaN before."""
+    with real_tensors():
+        return bool(torch.tensor(1e9, device="cpu").to(torch.float8_e4m3fn).float().isfinite())
 
 
 def stores_implicitly(source: torch.dtype, target: torch.dtype) -> bool:
@@ -299,7 +312,7 @@ def _row(name: str, text: Render | None, *, literals: bool = False, widen: bool 
 
 
 # Statements, written by emit.py.
-for _name in ("const", "index", "load", "store", "sum", "prod", "max", "min", "any", "all", "argmax", "argmin"):
+for _name in ("const", "index", "load", "store", "sum", "prod", "max", "min", "any", "all", "exp_sum", "argmax", "argmin"):
     _row(_name, None)
 
 _row("cast", _cast, widen=False)

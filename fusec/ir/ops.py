@@ -195,6 +195,14 @@ for _name, _reduce, _arity in (
     ("all", lambda v, dims: torch.all(v, dim=dims, keepdim=True), 1),
 ):
     _row(_name, _arity, _reduce, kind=OpKind.REDUCTION)
+
+
+def _exp_sum(value: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
+    # sum of exp(x - max x): a softmax's denominator, computed online where rows are looped
+    return torch.exp(value - torch.amax(value, dim=dims, keepdim=True)).sum(dim=dims, keepdim=True)
+
+
+_row("exp_sum", 1, _exp_sum, kind=OpKind.REDUCTION, cost=10)
 _row("argmax", 2, _arg_extreme(torch.amax), kind=OpKind.REDUCTION, result=Result.INDEX, cost=3)
 _row("argmin", 2, _arg_extreme(torch.amin), kind=OpKind.REDUCTION, result=Result.INDEX, cost=3)
 
@@ -218,8 +226,8 @@ def identity(op: str, dtype: torch.dtype) -> int | float | bool:
     else:
         info = torch.iinfo(dtype)
         lowest, highest = info.min, info.max
-    if op in ("max", "argmax"):
+    if op in ("max", "argmax", "exp_sum"):
         return lowest
     if op in ("min", "argmin"):
         return highest
-    raise KeyError(f"{op!r} is not a reduction; reductions are sum, prod, max, min, any, all, argmax, argmin")
+    raise KeyError(f"{op!r} is not a reduction; reductions are sum, prod, max, min, any, all, exp_sum, argmax, argmin")

@@ -18,6 +18,7 @@ from fusec.ir.index import as_int
 from fusec.ir.kernels import KernelCost
 from fusec.ir.ops import OPS
 from fusec.ir.types import Axis, Buffer, Instr, LoopNest
+from fusec.schedule.online import online_sums
 from fusec.schedule.phases import count_phases
 from fusec.schedule.reduced import ReducedShape, reduced_shape
 from fusec.schedule.strides import unit_axis
@@ -86,7 +87,7 @@ def _passes(body: tuple[Instr, ...], axes: tuple[Axis, ...]) -> int:
     shape = reduced_shape(body, axes)
     assert isinstance(shape, ReducedShape), shape
     columns = prod(as_int(a.extent) or 1 for a in axes if a.name in shape.whole)
-    return 1 if shape.loop or columns <= PERSISTENT_LIMIT else count_phases(body, axes, shape.whole)
+    return 1 if shape.loop or columns <= PERSISTENT_LIMIT else count_phases(online_sums(body), axes, shape.whole)
 
 
 def _prices(nest: LoopNest, read: int, written: int, flops: int, passes: int, device: DeviceModel) -> _Prices:

@@ -21,6 +21,7 @@ from fusec.schedule.algebra import simplify_body
 from fusec.schedule.axes import merge_axes, rewrite_axes
 from fusec.schedule.cost import PERSISTENT_LIMIT, DeviceModel, estimate, max_live
 from fusec.schedule.fuse import Group
+from fusec.schedule.online import online_sums
 from fusec.schedule.phases import split_phases
 from fusec.schedule.reduced import ReducedShape, reduced_axes, reduced_shape
 from fusec.schedule.strides import axis_order, unit_axis_of, weighted_accesses
@@ -134,7 +135,7 @@ def _finish_plan(
     reduced = reduced_axes(nest.body)
     strategy, tiles, looped = _strategy(nest, shape, reduced, table, device)
     if looped:
-        phases = split_phases(nest.body, nest.axes, frozenset(dict(shape.dims)[looped]))
+        phases = split_phases(online_sums(nest.body), nest.axes, frozenset(dict(shape.dims)[looped]))
         names = renumber(tuple(i for phase in phases for i in phase))
         phases = tuple(_regrouped(names, [len(p) for p in phases]))
     else:

@@ -82,6 +82,8 @@ def test_every_reduction_compiles(dtype: torch.dtype, looped: bool) -> None:
     for name, info in OPS.items():
         if info.kind is not OpKind.REDUCTION or (name in ("any", "all")) != (dtype is torch.bool):
             continue
+        if name == "exp_sum" and not dtype.is_floating_point:
+            continue
         value = build.op(name, x, position) if info.arity == 2 else build.op(name, x)
         build.buffer(f"out_{name}", build.dtypes[value], (64,), Role.OUTPUT)
         build.store(f"out_{name}", build.index(x0=1), value)
