@@ -97,6 +97,8 @@ def _write(
 def _precision(plan: KernelPlan, table: Mapping[str, Buffer], config: Config) -> str:
     """ "rough" when all real numbers that leave the kernel are rounded to 16 bits, in precision "fast"."""
     real = [table[name].dtype for name in plan.writes if table[name].dtype.is_floating_point]
+    if any(dtype.itemsize == 1 for dtype in real):
+        return "eager"  # the last bit of a float32 quotient can decide a whole step of an 8-bit float
     rough = config.precision == "fast" and bool(real) and all(dtype.itemsize <= 2 for dtype in real)
     return "rough" if rough else config.precision
 

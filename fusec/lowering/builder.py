@@ -29,6 +29,7 @@ from fusec.lowering.registry import NotLowered
 Operand = Union["Value", bool, int, float]
 
 __all__ = [
+    "FLOAT8",
     "KERNEL_DTYPES",
     "LOW_PRECISION",
     "NestBuilder",
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)  # kernels convert them and compute nothing in them
 KERNEL_DTYPES = frozenset(
     {
         torch.float16, torch.bfloat16, torch.float32, torch.float64,
@@ -48,9 +50,12 @@ KERNEL_DTYPES = frozenset(
 )  # fmt: skip
 
 
-def check_dtype(dtype: torch.dtype) -> None:
-    """NotLowered unless kernels can hold values of this dtype (no complex, quantised, or 8-bit float)."""
-    if dtype not in KERNEL_DTYPES:
+def check_dtype(dtype: torch.dtype, float8: bool = False) -> None:
+    """NotLowered unless kernels can hold values of this dtype (no complex or quantised ones).
+
+    float8: the target converts 8-bit floats.
+    """
+    if dtype not in KERNEL_DTYPES and not (float8 and dtype in FLOAT8):
         raise NotLowered(f"kernels do not compute {str(dtype).removeprefix('torch.')}")
 
 
@@ -146,8 +151,9 @@ class NestBuilder:
         numbers: Mapping[str, Number] | None = None,
         device: str = "cpu",
         scalars: Container[str] = (),
+        float8: bool = False,
     ) -> None:
-        self.name, self.origin, self.device = name, origin, device
+        self.name, self.origin, self.device, self.float8 = name, origin, device, float8
         self._scalars = scalars  # 0-dim inputs on the CPU, which a kernel on another device may read
         self._numbers = {} if numbers is None else numbers
         self.parallel = tuple(Axis(f"p{i}", n) for i, n in enumerate(parallel))
@@ -161,6 +167,7 @@ class NestBuilder:
 
     def const(self, value: Number, dtype: torch.dtype) -> Value:
         """A constant. Numbers are converted to the dtype as PyTorch converts a scalar."""
+        check_dtype(dtype)
         return self._line("const", (), dtype, attrs=(("value", converted(value, dtype)),))
 
     def index(self, expr: IndexLike, dtype: torch.dtype = torch.int64) -> Value:
@@ -175,8 +182,9 @@ class NestBuilder:
         number = self._numbers.get(ref.buffer)
         if number is not None and ref.dtype is ref.stored:
             return self.const(number, ref.dtype)
-        check_dtype(ref.dtype)
-        if ref.device != self.device and ref.buffer not in self._scalars:
+        check_dtype(ref.stored, self.float8)
+        check_dtype(ref.dtype, self.float8)
+        if ref.device != self.device and (ref.buffer not in self._scalars or ref.dtype in FLOAT8):
             raise NotLowered(f"{ref.buffer!r} lives on {ref.device}, the kernels run on {self.device}")
         access = Access(ref.buffer, ref.at(where))
         if mask is None:
@@ -225,8 +233,8 @@ class NestBuilder:
         if value.dtype is dtype:
             return value
         if dtype is torch.bool:
-            return self.op("ne", value, 0)
-        check_dtype(dtype)
+            return self.op("ne", self.cast(value, torch.float32) if value.dtype in FLOAT8 else value, 0)
+        check_dtype(dtype, self.float8)
         return self._line("cast", (value.name,), dtype)
 
     def bitcast(self, value: Value, dtype: torch.dtype) -> Value:
@@ -238,6 +246,7 @@ class NestBuilder:
     ) -> Value:
         """Reduce over the reduced axes (all of them unless `axes` says). argmax and argmin take a position."""
         assert OPS[name].kind is OpKind.REDUCTION, f"{name} is not a reduction"
+        check_dtype(value.dtype)
         names = tuple(a.name for a in (self.reduced if axes is None else axes))
         args = (value.name,) if position is None else (value.name, position.name)
         assert len(args) == OPS[name].arity, f"{name} takes {OPS[name].arity} operands, got {len(args)}"
@@ -254,6 +263,7 @@ class NestBuilder:
     ) -> None:
         """Write a value. Rounding float32 to float16 or bfloat16 is the store's own; any other conversion is a cast."""
         assert ref.dtype is ref.stored, "a bitcast view cannot be written"
+        check_dtype(ref.dtype, self.float8 and mode is AccessMode.STORE)
         if not (value.dtype is torch.float32 and ref.dtype in LOW_PRECISION):
             value = self.cast(value, ref.dtype)
         args = (value.name,) if mask is None else (value.name, mask.name)
@@ -287,6 +297,7 @@ class NestBuilder:
         dtypes = {o.dtype for o in operands if isinstance(o, Value)}
         assert len(dtypes) == 1, f"operands of {name} must share a dtype, got {list(operands)}"
         (dtype,) = dtypes
+        check_dtype(dtype)
         return [o if isinstance(o, Value) else self.const(o, dtype) for o in operands]
 
 

@@ -23,6 +23,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from fusec.ir.index import IndexLike, as_int
 from fusec.ir.types import Buffer, Extern, ExternArg, LoopNest, Node, Origin, Role, TensorView
 from fusec.lowering.builder import NestBuilder, Value, check_dtype, compute_dtype
 from fusec.lowering.numbers import Number
+from fusec.lowering.promotion import converts_float8
 from fusec.lowering.ref import Ref, contiguous_strides
 from fusec.lowering.registry import NotLowered
 
@@ -54,6 +56,11 @@ class Context:
     scalars: set[str] = field(default_factory=set)  # 0-dim inputs on the CPU
     made: list[str] = field(default_factory=list)  # the buffers in the order they were made
     _names: dict[str, int] = field(default_factory=dict)  # the last number given to each hint
+
+    @cached_property
+    def float8(self) -> bool:
+        """True when kernels may convert 8-bit floats."""
+        return converts_float8(self.config.target, self.device)
 
     # -- what the op returns ----------------------------------------------------------------------
 
@@ -108,7 +115,7 @@ class Context:
         hint: str | None = None,
     ) -> Ref:
         """New memory, contiguous unless strides say otherwise. hint: the name a reader would use."""
-        check_dtype(dtype)
+        check_dtype(dtype, self.float8)
         strides = contiguous_strides(shape) if strides is None else strides
         return self.buffer(hint or op_hint(self.node), dtype, shape, strides, self.device, Role.TEMPORARY)
 
@@ -118,7 +125,14 @@ class Context:
     def nest(self, parallel: Sequence[IndexLike], reduced: Sequence[IndexLike] = ()) -> Iterator[NestBuilder]:
         """A nest over axes p0, p1, ... and r0, r1, ...; it is emitted when the block ends without an error."""
         builder = NestBuilder(
-            f"n{len(self.nodes)}", parallel, reduced, self.origin, self.numbers, self.device, self.scalars
+            f"n{len(self.nodes)}",
+            parallel,
+            reduced,
+            self.origin,
+            self.numbers,
+            self.device,
+            self.scalars,
+            self.float8,
         )
         yield builder
         self.nodes.append(builder.finish())

@@ -1,4 +1,4 @@
-"""Type promotion: PyTorch's rules for the dtype in which a pointwise op computes.
+"""Type promotion: PyTorch's rules for the dtype in which a pointwise op computes, and the target's for 8-bit floats.
 
 int64[8] + 1.5          computes in float32, gives float32
 bf16[8] + f32[]         computes in float32, gives bf16 (a 0-dim tensor does not widen its category)
@@ -37,4 +37,18 @@ def common_dtype(operands: tuple[Any, ...], kind: Kind = Kind.DEFAULT) -> torch.
     return _promoted(key, kind)
 
 
-__all__ = ["Kind", "common_dtype", "compute_dtype"]
+def converts_float8(target: str | None, device: str) -> bool:
+    """True when kernels for `target` on `device` may convert to and from 8-bit floats.
+
+    Triton has the conversions of sm_89 and later; before, the op stays a library call. The interpreter has them all.
+    """
+    if target is not None and target.startswith("sm_") and int(target.removeprefix("sm_")) < 89:
+        return False
+    if target != "cuda" and not device.startswith("cuda"):
+        return True
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_capability(device if device.startswith("cuda") else None) >= (8, 9)
+    return target is not None and target.startswith("sm_")
+
+
+__all__ = ["Kind", "common_dtype", "compute_dtype", "converts_float8"]

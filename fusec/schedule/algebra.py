@@ -371,7 +371,8 @@ def _cast(body: Body, instr: Instr) -> str | Instr | None:
     if inner.dtype is instr.dtype:
         return inner.out
     value = body.literal(instr.args[0])
-    if value is not None and (math.isfinite(value) or instr.dtype.is_floating_point):
+    constant = instr.dtype not in (torch.float8_e4m3fn, torch.float8_e5m2)  # Triton has no constants of these
+    if value is not None and constant and (math.isfinite(value) or instr.dtype.is_floating_point):
         with real_tensors():
             return _const(instr, _scalar(value, inner.dtype).to(instr.dtype).item())
     if inner.op == "cast" and _exact(body.defs[inner.args[0]].dtype, inner.dtype):
