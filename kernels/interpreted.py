@@ -101,28 +101,6 @@ def _exp_sum_of(m: Any, s: Any, axis: Any = None) -> Any:
     return _tensor(result, s.dtype.scalar, dim is None)
 
 
-def _exp_sum_of(m: Any, s: Any, axis: Any = None) -> Any:
-    """The sum of exp(x - max x) from the points' maxima and sums."""
-    dim = axis.value if isinstance(axis, tl.constexpr) else axis
-    running, total = torch.broadcast_tensors(_array(m), _array(s))
-    if dim is None:
-        running, total = running.reshape(1, -1), total.reshape(1, -1)
-    along = 1 if dim is None else dim
-    result = (total * torch.exp(running - running.amax(along, keepdim=True))).sum(along, keepdim=True)
-    return _tensor(result, s.dtype.scalar, dim is None)
-
-
-def _exp_sum_of(m: Any, s: Any, axis: Any = None) -> Any:
-    """The sum of exp(x - max x) from the points' maxima and sums."""
-    dim = axis.value if isinstance(axis, tl.constexpr) else axis
-    running, total = torch.broadcast_tensors(_array(m), _array(s))
-    if dim is None:
-        running, total = running.reshape(1, -1), total.reshape(1, -1)
-    along = 1 if dim is None else dim
-    result = (total * torch.exp(running - running.amax(along, keepdim=True))).sum(along, keepdim=True)
-    return _tensor(result, s.dtype.scalar, dim is None)
-
-
 def _step(better: Function) -> Function:
     """One step of a looped argmax or argmin: the better of two (value, position) pairs at every point."""
 

@@ -39,6 +39,7 @@ from fusec.ir.types import Buffer
 from fusec.schedule.alike import generic, likeness, sizes
 
 _MAX_LINE = 92
+_CHAIN = 40  # branches of one chain
 
 # A plan as a function whose first argument is `program`, under a name.
 WritePart = Callable[[KernelPlan, Mapping[str, Buffer], Config, str], Function]
@@ -92,6 +93,7 @@ def generate_combined(
         tile=tile,
         interpreter_tile=interpreter,
         cache_key=cache_key(code, params, grids, (tile, interpreter), config),
+        fuse_multiply_add=config.precision != "eager",
         parts=grids,
     )
 
@@ -193,13 +195,25 @@ def _dispatch(
     varies = [k for k in range(len(wanted)) if len({row[k] for row in given}) > 1]
     chosen = {k: names.fresh(wanted[k].removesuffix("_ptr")) for k in varies}
     targets = ["first", *chosen.values()]
-    lines = []
-    for k, row in enumerate(given):
-        condition = "else" if k == len(given) - 1 else f"{'elif' if k else 'if'} program < {ends[k]}"
-        values = [starts[k], *(row[v] for v in varies)]
-        lines += [f"{condition}:", *(f"    {line}" for line in _assignments(targets, values))]
+    rows = [_assignments(targets, [start, *(row[v] for v in varies)]) for start, row in zip(starts, given, strict=True)]
     arguments = [chosen.get(k, given[0][k]) for k in range(len(wanted))]
-    return [*lines, *_call(function.name, ["program - first", *arguments, *blocks])]
+    return [*_chain(rows, ends), *_call(function.name, ["program - first", *arguments, *blocks])]
+
+
+def _chain(rows: Sequence[list[str]], ends: Sequence[str]) -> list[str]:
+    """`if program < end_0: ... elif program < end_1: ...`; a long chain as a chain of chains.
+
+    The compiler recurses into each `elif`; and it makes a chain into branches, but a tree of them into selections
+    that hold every pointer in registers.
+    """
+    size = _CHAIN if len(rows) > _CHAIN else 1
+    lines: list[str] = []
+    for k in range(0, len(rows), size):
+        following = min(k + size, len(rows))
+        inner = rows[k] if size == 1 else _chain(rows[k:following], ends[k:following])
+        condition = "else" if following == len(rows) else f"{'elif' if k else 'if'} program < {ends[following - 1]}"
+        lines += [f"{condition}:", *(f"    {line}" for line in inner)]
+    return lines
 
 
 def _assignments(targets: Sequence[str], values: Sequence[str]) -> list[str]:

@@ -63,6 +63,7 @@ def generate_kernel(plan: KernelPlan, table: Mapping[str, Buffer], config: Confi
         interpreter_tile=tiling.interpreter,
         cache_key=cache_key([*imports, *code], function.params, (function.grid,), tiles, config),
         candidates=tiling.candidates,
+        fuse_multiply_add=config.precision != "eager",
     )
 
 

@@ -312,7 +312,9 @@ def _row(name: str, text: Render | None, *, literals: bool = False, widen: bool 
 
 
 # Statements, written by emit.py.
-for _name in ("const", "index", "load", "store", "sum", "prod", "max", "min", "any", "all", "exp_sum", "argmax", "argmin"):
+for _name in ("const", "index", "load", "store"):
+    _row(_name, None)
+for _name in ("sum", "prod", "max", "min", "any", "all", "exp_sum", "argmax", "argmin"):
     _row(_name, None)
 
 _row("cast", _cast, widen=False)

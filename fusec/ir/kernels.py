@@ -222,4 +222,5 @@ class KernelSource:
     interpreter_tile: Tile
     cache_key: str
     candidates: tuple[Tile, ...] = ()
+    fuse_multiply_add: bool = True  # False where every operation rounds as in eager mode
     parts: tuple[Grid, ...] = ()

@@ -215,6 +215,7 @@ def compile_request(source: KernelSource, tile: Tile, arch: int) -> CompileReque
         aligned=tuple(aligned),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        fuse_multiply_add=source.fuse_multiply_add,
         arch=arch,
     )
 

@@ -36,6 +36,7 @@ class CompileRequest:
     num_warps: int
     num_stages: int
     arch: int
+    fuse_multiply_add: bool = True
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -103,7 +104,11 @@ def compile_kernel(request: CompileRequest) -> Artifact:
     started = time.perf_counter()
     function = load_kernel(request.name, request.text)
     attributes = {(position,): [["tt.divisibility", 16]] for position in request.aligned}
-    options = {"num_warps": request.num_warps, "num_stages": request.num_stages}
+    options = {
+        "num_warps": request.num_warps,
+        "num_stages": request.num_stages,
+        "enable_fp_fusion": request.fuse_multiply_add,
+    }
     try:
         source = ASTSource(function, dict(request.signature), dict(request.constants), attributes)
         with tempfile.TemporaryDirectory(prefix="fusec-triton-") as private, triton.knobs.cache.scope():

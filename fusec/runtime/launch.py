@@ -204,11 +204,12 @@ def triton_launcher(source: KernelSource, tile: Tile) -> Launcher:
         raise BuildError(f"{source.name}: unset TRITON_INTERPRET to launch on a GPU")
     blocks = block_values(source, tile)
     pointers = sum(p.kind == "pointer" for p in source.params)
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": source.fuse_multiply_add}
 
     def run(*arguments: Any) -> None:
         grid = launch_grid(source, tile, arguments[pointers:])
         if 0 not in grid:
             with torch.cuda.device(arguments[0].device):
-                function[grid](*arguments, **blocks, num_warps=tile.num_warps, num_stages=tile.num_stages)
+                function[grid](*arguments, **blocks, **options)
 
     return run

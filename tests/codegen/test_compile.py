@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -88,6 +89,19 @@ def test_every_reduction_compiles(dtype: torch.dtype, looped: bool) -> None:
         build.buffer(f"out_{name}", build.dtypes[value], (64,), Role.OUTPUT)
         build.store(f"out_{name}", build.index(x0=1), value)
     assert compiled(build, x=4, **({"r": 256} if looped else {})).spills == 0
+
+
+def test_eager_precision_keeps_multiply_and_add_apart() -> None:
+    build = Build(x=4096)
+    for name in ("x", "y", "out"):
+        build.buffer(name, f32, (4096,), Role.OUTPUT if name == "out" else Role.INPUT)
+    x, y = build.load("x", build.index(x0=1)), build.load("y", build.index(x0=1))
+    build.store("out", build.index(x0=1), build.op("add", build.op("mul", x, y), x))
+    fast = compile_request(generate(build), generate(build).tile, 90)
+    apart = replace(fast, fuse_multiply_add=False)
+    assert len({compile_kernel(r).cubin for r in (fast, apart)}) == 2
+    build.config = replace(build.config, precision="eager")
+    assert compile_request(generate(build), generate(build).tile, 90).fuse_multiply_add is False
 
 
 def test_eager_precision_divides_correctly_rounded() -> None:
