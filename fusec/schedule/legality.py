@@ -135,11 +135,13 @@ def _check_flows(
     return None
 
 
-def _mismatch(left: LoopNest, right: LoopNest, written: Access, read: Access) -> str:
-    return (
-        f"{right.name} reads {read.buffer}[{read.index}], "
-        f"{left.name} {'writes' if written.mode is AccessMode.STORE else 'uses'} {written.buffer}[{written.index}]"
-    )
+def _mismatch(left: LoopNest, right: LoopNest, here: Access, there: Access) -> str:
+    return f"{right.name} {_does(there)}, {left.name} {_does(here)}"
+
+
+def _does(access: Access) -> str:
+    verb = "reads" if access.mode is AccessMode.LOAD else "writes"
+    return f"{verb} {access.buffer}[{access.index}]"
 
 
 def with_reduction_kinds(nest: LoopNest) -> LoopNest:

@@ -84,10 +84,18 @@ def _peak(
     return peak
 
 
+def _elements(buffer: Buffer) -> int:
+    """Elements from the first to the last, gaps between rows included."""
+    if not as_int(buffer.numel):
+        return 0
+    sizes = zip(buffer.shape, buffer.strides, strict=True)
+    return 1 + sum(((as_int(n) or 1) - 1) * (as_int(stride) or 0) for n, stride in sizes)
+
+
 def _bytes(buffer: Buffer) -> int:
-    return (as_int(buffer.numel) or 0) * buffer.itemsize
+    return _elements(buffer) * buffer.itemsize
 
 
 def _key(buffer: Buffer) -> tuple[object, str, int]:
-    # Equal dtype and number of elements: the dead tensor's storage serves as it is, with new strides.
-    return (buffer.dtype, buffer.device, as_int(buffer.numel) or 0)
+    # Equal dtype and room: the dead tensor's storage serves as it is, with new strides.
+    return (buffer.dtype, buffer.device, _elements(buffer))
