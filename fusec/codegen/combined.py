@@ -39,7 +39,6 @@ from fusec.ir.types import Buffer
 from fusec.schedule.alike import generic, likeness, sizes
 
 _MAX_LINE = 92
-_CHAIN = 40  # branches of one chain
 
 # A plan as a function whose first argument is `program`, under a name.
 WritePart = Callable[[KernelPlan, Mapping[str, Buffer], Config, str], Function]
@@ -201,18 +200,14 @@ def _dispatch(
 
 
 def _chain(rows: Sequence[list[str]], ends: Sequence[str]) -> list[str]:
-    """`if program < end_0: ... elif program < end_1: ...`; a long chain as a chain of chains.
+    """`if program < end_0: ... elif program < end_1: ...`: branches, where a tree becomes selections.
 
-    The compiler recurses into each `elif`; and it makes a chain into branches, but a tree of them into selections
-    that hold every pointer in registers.
+    Selections hold every pointer of a launch in registers.
     """
-    size = _CHAIN if len(rows) > _CHAIN else 1
     lines: list[str] = []
-    for k in range(0, len(rows), size):
-        following = min(k + size, len(rows))
-        inner = rows[k] if size == 1 else _chain(rows[k:following], ends[k:following])
-        condition = "else" if following == len(rows) else f"{'elif' if k else 'if'} program < {ends[following - 1]}"
-        lines += [f"{condition}:", *(f"    {line}" for line in inner)]
+    for k, row in enumerate(rows):
+        condition = "else" if k == len(rows) - 1 else f"{'elif' if k else 'if'} program < {ends[k]}"
+        lines += [f"{condition}:", *(f"    {line}" for line in row)]
     return lines
 
 

@@ -28,6 +28,7 @@ from fusec.schedule.memory import plan_memory
 from fusec.schedule.traffic import traffic
 
 MAX_POINTERS = 480  # 8 bytes each, of the 4096 bytes that the arguments of a launch may take
+MAX_PARTS = 96  # one chain of branches, into which the compiler recurses
 MAX_BODIES = 8  # distinct texts in one kernel
 LONG = 20e-6  # seconds: a launch saved is lost in a kernel that takes this long
 MEMORY_SLACK = 1 << 16  # bytes: the peak may rise by a few small temporaries
@@ -105,7 +106,7 @@ def _takes(batch: _Batch, plan: KernelPlan, key: Hashable) -> bool:
     first = batch.members[0]
     if _family(first) != _family(plan) or first.buffers[0].device != plan.buffers[0].device:
         return False
-    if len(batch.buffers | {b.name for b in plan.buffers}) > MAX_POINTERS:
+    if len(batch.members) == MAX_PARTS or len(batch.buffers | {b.name for b in plan.buffers}) > MAX_POINTERS:
         return False
     if key in batch.keys:
         return True
@@ -200,9 +201,9 @@ def _in_order(schedule: Schedule, steps: Sequence[tuple[int, Step]]) -> tuple[St
 
 
 def combined(members: Sequence[KernelPlan], table: dict[str, Buffer], device: DeviceModel) -> KernelPlan:
-    """One plan of these; kernels of one text are neighbours and share a tile."""
+    """One plan of these; kernels of one text are neighbours, longest first, and share a tile."""
     groups: dict[Hashable, list[KernelPlan]] = {}
-    for member in members:
+    for member in sorted(members, key=lambda p: -p.cost.seconds):  # most programs find their part at the first branch
         groups.setdefault(likeness(member), []).append(member)
     tiles = [_common_tile(group) for group in groups.values()]
     warps = max(t.num_warps for t in tiles)

@@ -16,7 +16,7 @@ from fusec.ir.verify import verify_schedule
 from fusec.schedule import combine as combine_module
 from fusec.schedule import plan_memory, schedule
 from fusec.schedule.alike import generic, likeness, signature, sizes
-from fusec.schedule.combine import MAX_POINTERS
+from fusec.schedule.combine import MAX_PARTS, MAX_POINTERS
 
 CONFIG = Config(target="sm_90")
 
@@ -143,11 +143,12 @@ def test_long_kernels_join_only_their_own_text(ops: tuple[str, str], expected: l
     assert launches(scheduled(p)) == expected
 
 
-def test_pointers_of_a_launch_are_bounded() -> None:
+def test_parts_and_pointers_of_a_launch_are_bounded() -> None:
     steps = scheduled(foreach("exp", [16 * k for k in range(2, 302)]))
     plans = [s for s in steps.steps if isinstance(s, KernelPlan)]
     assert sum(len(p.leaves) for p in plans) == 300
-    assert len(plans) == 2 and all(len(p.buffers) <= MAX_POINTERS for p in plans)
+    assert len(plans) == 4 and all(len(p.leaves) <= MAX_PARTS for p in plans)
+    assert all(len(p.buffers) <= MAX_POINTERS for p in plans)
 
 
 def test_kernels_without_points_are_left_alone() -> None:
