@@ -89,6 +89,12 @@ class Config:
         return tuple((f.name, getattr(self, f.name)) for f in fields(self) if f.metadata.get("code"))
 
 
+def user_cache_home(environ: Mapping[str, str] | None = None) -> Path:
+    """XDG_CACHE_HOME, else ~/.cache."""
+    named = (os.environ if environ is None else environ).get("XDG_CACHE_HOME", "")
+    return Path(named) if Path(named).is_absolute() else Path.home() / ".cache"
+
+
 def unknown(kind: str, value: object, valid: Iterable[str]) -> str:
     """'unknown mode "fats"; did you mean "fast"? Valid: "fast", "eager"'."""
     choices = sorted(valid)

@@ -28,10 +28,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
-from fusec.config import Config
+from fusec.config import Config, user_cache_home
 from fusec.errors import CacheWarning
+
+try:
+    import platformdirs
+except ModuleNotFoundError:  # a bare PyTorch installation runs kernels too
+    platformdirs = None  # type: ignore[assignment]
 
 FORMAT = "kernels-1"
 _SWEEP_EVERY = 64  # stores between two looks at the cache's size
@@ -55,8 +58,12 @@ class Entry:
 
 
 def cache_directory(config: Config) -> Path:
-    """`config.cache_dir` (FUSEC_CACHE_DIR), else the user's cache directory."""
-    return config.cache_dir if config.cache_dir is not None else platformdirs.user_cache_path("fusec", appauthor=False)
+    """`config.cache_dir` (FUSEC_CACHE_DIR), else fusec's folder in the user's cache directory."""
+    if config.cache_dir is not None:
+        return config.cache_dir
+    if platformdirs is None:
+        return user_cache_home() / "fusec"
+    return platformdirs.user_cache_path("fusec", appauthor=False)
 
 
 def digest(value: Any) -> str:
