@@ -1,0 +1,92 @@
+"""Predicted seconds: more bytes, more work, more passes and fewer programs never make a kernel faster."""
+
+from __future__ import annotations
+
+import pytest
+
+from fusec.ir.kernels import KernelCost
+from fusec.ir.types import LoopNest
+from fusec.schedule.cost import DEVICES, device_model, estimate, max_live, splitting_pays
+from tests.schedule.nests import program
+
+SM_90 = DEVICES["sm_90"]
+ROWS = "%0:f32 = load x[{c}*p0 + r0]\n%1:f32 = sum %0 over r0\n%2:f32 = div %0, %1\nstore y[{c}*p0 + r0], %2"
+
+
+def nest_of(body: str, axes: str, **sizes: str) -> tuple[LoopNest, dict[str, object]]:
+    found = program(f"nest n ({axes}):\n{body}", **sizes)
+    (nest,) = (n for n in found.nodes if isinstance(n, LoopNest))
+    return nest, found.table
+
+
+def copied(points: int, ops: int = 0, dtype: str = "f32") -> KernelCost:
+    lines = "".join(f"%{i + 1}:{dtype} = exp %{i}\n" for i in range(ops))
+    body = f"%0:{dtype} = load x[p0]\n{lines}store y[p0], %{ops}"
+    nest, table = nest_of(body, f"p0<{points}", x=f"{dtype}[{points}]", y=f"{dtype}[{points}]")
+    return estimate(nest, table, SM_90)
+
+
+def rows(count: int, columns: int) -> KernelCost:
+    sizes = f"f32[{count}, {columns}]"
+    nest, table = nest_of(ROWS.format(c=columns), f"p0<{count}, r0<{columns}", x=sizes, y=sizes)
+    return estimate(nest, table, SM_90)
+
+
+def test_bytes_and_seconds_grow_with_the_points() -> None:
+    costs = [copied(1 << n) for n in range(0, 28, 3)]
+    assert [c.bytes_read for c in costs] == [4 << n for n in range(0, 28, 3)]
+    assert [c.seconds for c in costs] == sorted(c.seconds for c in costs)
+
+
+def test_a_launch_is_the_least() -> None:
+    assert copied(0).seconds == SM_90.launch <= copied(1).seconds
+
+
+def test_half_the_bytes_take_half_the_time_beside_the_launch() -> None:
+    half, full = (copied(1 << 27, dtype=d).seconds - SM_90.launch for d in ("bf16", "f32"))
+    assert full == pytest.approx(2 * half)
+
+
+def test_work_counts_once_it_exceeds_the_traffic() -> None:
+    assert copied(1 << 24, 1).seconds == copied(1 << 24).seconds < copied(1 << 24, 200).seconds
+
+
+def test_a_row_too_long_for_registers_is_asked_for_twice() -> None:
+    short, long = rows(1024, 16384), rows(1024, 16385)
+    assert (short.requested_bytes, long.requested_bytes) == (short.bytes_read, 2 * long.bytes_read)
+    assert long.seconds > 1.2 * short.seconds
+
+
+def test_fewer_rows_of_the_same_size_are_slower() -> None:
+    times = [rows(n, 4096).seconds / n for n in (4096, 132, 64, 8, 1)]
+    assert times == sorted(times)
+
+
+def test_splitting_pays_for_few_long_rows_only() -> None:
+    body = "%0:f32 = load x[{c}*p0 + r0]\n%1:f32 = sum %0 over r0\nstore y[p0], %1"
+
+    def pays(count: int, columns: int) -> bool:
+        nest, table = nest_of(
+            body.format(c=columns), f"p0<{count}, r0<{columns}", x=f"f32[{count}, {columns}]", y=f"f32[{count}]"
+        )
+        return splitting_pays(nest, table, SM_90)
+
+    assert (pays(1, 1 << 24), pays(1024, 1 << 14), pays(1, 64)) == (True, False, False)
+
+
+def test_a_faster_device_is_faster_and_an_unknown_one_has_a_model() -> None:
+    nest, table = nest_of("%0:f32 = load x[p0]\nstore y[p0], %0", "p0<99999999", x="f32[99999999]", y="f32[99999999]")
+    times = [estimate(nest, table, DEVICES[name]).seconds for name in ("sm_80", "sm_90", "sm_100")]
+    assert times == sorted(times, reverse=True)
+    assert device_model(None) is device_model("sm_999") is SM_90
+
+
+def test_values_alive_at_once_need_registers() -> None:
+    lines = [f"%{i}:f32 = load x{i}[p0]" for i in range(6)]
+    total = "%s1:f32 = add %0, %1\n" + "\n".join(f"%s{i}:f32 = add %s{i - 1}, %{i}" for i in range(2, 6))
+    nest, _ = nest_of(
+        "\n".join([*lines, total, "store y[p0], %s5"]),
+        "p0<64",
+        **dict.fromkeys(("x0", "x1", "x2", "x3", "x4", "x5", "y"), "f32[64]"),
+    )
+    assert max_live(nest.body, nest.axes) == 7
