@@ -32,6 +32,7 @@ from itertools import chain
 from fusec.codegen.function import Function, cache_key, definition, prologue
 from fusec.codegen.header import combined_header
 from fusec.codegen.names import Names, kernel_name
+from fusec.codegen.tiles import Dim
 from fusec.config import Config
 from fusec.ir.index import as_int
 from fusec.ir.kernels import DimKind, Grid, KernelPlan, KernelSource, Param, Tile
@@ -98,19 +99,30 @@ def generate_combined(
 
 
 class _Blocks:
-    """Block parameters of the kernel: parts whose blocks agree, on the GPU and in the interpreter, share one."""
+    """Block parameters of the kernel. Parts share one when their blocks on the GPU agree, and in the interpreter too,
+    where any block serves a dimension that is masked."""
 
     def __init__(self) -> None:
         self.gpu: dict[str, int] = {}
         self.interpreter: dict[str, int] = {}
+        self.masked: dict[str, bool] = {}
 
-    def name(self, block: str, gpu: int, interpreter: int) -> str:
-        for candidate in (block, *(f"{block}_{k}" for k in range(1, len(self.gpu) + 1))):
-            if candidate not in self.gpu:
-                self.gpu[candidate], self.interpreter[candidate] = gpu, interpreter
-            if (self.gpu[candidate], self.interpreter[candidate]) == (gpu, interpreter):
-                return candidate
-        raise AssertionError(f"no name for {block}")
+    def name(self, dim: Dim, gpu: int, interpreter: int) -> str:
+        masked = dim.mask is not None and dim.kind is DimKind.GRID
+        for name in (dim.block, *(f"{dim.block}_{k}" for k in range(1, len(self.gpu) + 1))):
+            if name not in self.gpu:
+                self.gpu[name], self.interpreter[name], self.masked[name] = gpu, interpreter, masked
+                return name
+            if self.gpu[name] != gpu:
+                continue
+            if masked and self.masked[name]:
+                self.interpreter[name] = max(self.interpreter[name], interpreter)
+            if masked or self.interpreter[name] == interpreter:
+                return name
+            if self.masked[name]:
+                self.interpreter[name], self.masked[name] = interpreter, False
+                return name
+        raise AssertionError(f"no name for {dim.block}")
 
 
 def _groups(plan: KernelPlan) -> list[tuple[KernelPlan, ...]]:
@@ -137,7 +149,7 @@ def _family(
     function = write_part(written, table, config, names.fresh(f"{kernel_name(o.op for o in first.origins)}_part"))
     wanted = [p.name for p in function.params if p.kind == "size"]
     gpu, interpreter = dict(first.tile.blocks), dict(function.tiling.interpreter.blocks)
-    mine = {d.block: blocks.name(d.block, gpu[d.name], interpreter[d.name]) for d in function.tiling.dims}
+    mine = {d.block: blocks.name(d, gpu[d.name], interpreter[d.name]) for d in function.tiling.dims}
     used = {p.name for p in function.params if p.kind == "block"}
     values = tuple(tuple(str(e[n]) for n in wanted) for e in extents)
     return _Family(function, members, values, {b: n for b, n in mine.items() if b in used})
