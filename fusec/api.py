@@ -41,7 +41,7 @@ from fusec.capture.dynamo import (
     failed_at_the_start,
     graph_break_reason,
 )
-from fusec.capture.fake import on_fake_cuda
+from fusec.capture.fake import on_cuda, on_fake
 from fusec.config import Config
 from fusec.errors import ConfigError, FusecError
 from fusec.inspect.explain import Explanation
@@ -67,6 +67,8 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+GraphCompiler = Callable[[CapturedGraph, Config, Stats], Callable[..., Any]]
+
 VERSION_LIMIT = 64  # tuples of sizes compiled for one symbolic graph, unless recompile_limit says otherwise
 
 
@@ -76,9 +78,9 @@ VERSION_LIMIT = 64  # tuples of sizes compiled for one symbolic graph, unless re
 class Backend:
     """A torch.compile backend: `backend(gm, inputs, *, mode=None, options=None)`.
 
-    config:   None reads the environment at each compilation.
-    stats:    what it counts into; None is what `fusec.stats()` shows.
-    on_graph: sees each graph when it is compiled, and returns what is called in its place.
+    config: None reads the environment at each compilation.
+    stats:  what it counts into; None is what `fusec.stats()` shows.
+    compile_graph: what compiles each captured graph; `pipeline.compile_graph`, or something around it.
     """
 
     def __init__(
@@ -86,9 +88,9 @@ class Backend:
         config: Config | None = None,
         name: str = "graph",
         stats: Stats | None = None,
-        on_graph: Callable[[CompiledGraph], Callable[..., Any]] | None = None,
+        compile_graph: GraphCompiler = compile_graph,
     ) -> None:
-        self.config, self.name, self.on_graph = config, name, on_graph
+        self.config, self.name, self.compile_graph = config, name, compile_graph
         self.stats = _STATS if stats is None else stats
         self.lock = threading.Lock()
         self.count = 0
@@ -110,7 +112,7 @@ class Backend:
             return backend(
                 gm,
                 example_inputs,
-                compile_graph=_GraphCompiler(self, config),
+                compile_graph=_Versioned(self, config),
                 name=self._next_name(),
                 version_limit=config.recompile_limit or VERSION_LIMIT,
                 on_eager=self._on_eager,
@@ -151,7 +153,7 @@ class Backend:
         return forward
 
 
-class _GraphCompiler:
+class _Versioned:
     """compile_graph for one call of a Backend; a graph of a kind seen before is a recompilation for other sizes."""
 
     def __init__(self, owner: Backend, config: Config) -> None:
@@ -165,8 +167,7 @@ class _GraphCompiler:
             with owner.stats.lock:
                 owner.stats.recompiles += 1
             graph = replace(graph, name=f"{graph.name}_v{version}")
-        compiled = compile_graph(graph, self.config, owner.stats)
-        return compiled if owner.on_graph is None else owner.on_graph(compiled)
+        return owner.compile_graph(graph, self.config, owner.stats)
 
 
 _STATS = Stats()
@@ -402,9 +403,9 @@ def explain(fn: Callable[..., Any], **options: Any) -> Callable[..., Explanation
     def run(*args: Any, **kwargs: Any) -> Explanation:
         counted, graphs = Stats(), list[CompiledGraph]()
 
-        def keep(compiled: CompiledGraph) -> CompiledGraph:
-            graphs.append(compiled)
-            return compiled
+        def keep(graph: CapturedGraph, config: Config, stats: Stats) -> CompiledGraph:
+            graphs.append(compile_graph(graph, config, stats))
+            return graphs[-1]
 
         _run_watched(original, config, name, counted, keep, args, kwargs)
         return _explanation(graphs, counted)
@@ -425,7 +426,9 @@ def replay(fn: Callable[..., Any], **options: Any) -> Callable[..., Replay]:
     def run(*args: Any, **kwargs: Any) -> Replay:
         found: list[Replay] = []
 
-        def watch(compiled: CompiledGraph) -> Callable[..., Any]:
+        def watch(graph: CapturedGraph, config: Config, stats: Stats) -> Callable[..., Any]:
+            compiled = compile_graph(graph, config, stats)
+
             def call(*inputs: Any) -> Sequence[Any]:
                 if compiled.record is not None and compiled.executable is not None:
                     found.append(replay_graph(compiled.record, compiled.executable, inputs))
@@ -446,12 +449,12 @@ def _run_watched(
     config: Config,
     name: str | None,
     counted: Stats,
-    on_graph: Callable[[CompiledGraph], Callable[..., Any]],
+    compile_graph: GraphCompiler,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> None:
     """Call fn once, compiled by a backend of its own, so that the program's own compiled versions stay as they are."""
-    using = Backend(config, _identifier(name or _name_of(fn)), counted, on_graph)
+    using = Backend(config, _identifier(name or _name_of(fn)), counted, compile_graph)
     _compile_with(fn, using, config, name)(*args, **kwargs)
 
 
@@ -469,7 +472,9 @@ def _original(fn: Any) -> tuple[Any, Config, str | None]:
 
 
 def _explanation(graphs: Sequence[CompiledGraph], counted: Stats) -> Explanation:
-    records = tuple(replace(g.record, calls=g.calls) for g in graphs if g.record is not None)
+    records = tuple(
+        replace(g.record, calls=g.calls, resources=_resources(g)) for g in graphs if g.record is not None
+    )
     targets = [g.executable.target for g in graphs if g.executable is not None]
     device = targets[0].device if targets else "cpu"
     arch = targets[0].names[0] if targets and targets[0].names else None
@@ -480,6 +485,13 @@ def _explanation(graphs: Sequence[CompiledGraph], counted: Stats) -> Explanation
         _device_name(device),
         device_model(arch).bandwidth,
     )
+
+
+def _resources(graph: CompiledGraph) -> dict[str, dict[str, int]]:
+    """What the compiler made of each kernel, by name; empty for kernels that are only interpreted."""
+    kernels = () if graph.executable is None else graph.executable.kernels
+    artifacts = {k.name: k.artifact for k in kernels if k.artifact is not None}
+    return {name: artifact.summary for name, artifact in artifacts.items()}
 
 
 def _device_name(device: str) -> str:
@@ -529,15 +541,16 @@ def precompile(
         raise ConfigError(f'precompile needs an architecture such as "sm_90", got {target!r}')
     original, config, name = _original(fn)
     config = _updated(config, {"strict": True, **options, "target": target})
-    moved, (fake_args, fake_kwargs), mode = on_fake_cuda(original, (tuple(args), dict(kwargs or {})))
+    has_cuda = torch.backends.cuda.is_built()
+    moved, inputs, mode = on_fake(original, (tuple(args), dict(kwargs or {})), "cuda" if has_cuda else "cpu")
     counted, graphs = Stats(), list[CompiledGraph]()
 
-    def keep(compiled: CompiledGraph) -> Callable[..., Any]:
-        graphs.append(compiled)
-        return compiled.graph.graph_module.forward  # on fake tensors: shapes for what follows
+    def compile_on_cuda(graph: CapturedGraph, config: Config, stats: Stats) -> Callable[..., Any]:
+        graphs.append(compile_graph(graph if has_cuda else on_cuda(graph), config, stats))
+        return graph.graph_module.forward  # on fake tensors: shapes for what follows
 
     with mode, torch.no_grad():
-        _run_watched(moved, config, name, counted, keep, fake_args, fake_kwargs)
+        _run_watched(moved, config, name, counted, compile_on_cuda, *inputs)
     for graph in graphs:
         graph.calls = 1
     executables = [g.executable for g in graphs if g.executable is not None]

@@ -50,6 +50,36 @@ def test_loaded_kernels_are_not_built_again(tmp_path: Path, monkeypatch: pytest.
     assert all(kernel.cached for kernel in again.kernels)
 
 
+class Attention(nn.Module):
+    """Indexing, a device argument, a constant, attention with and without a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(32, 96)
+        self.register_buffer("positions", torch.arange(64)[None])
+
+    def forward(self, x: Tensor, masked: bool) -> Tensor:
+        n = x.shape[1]
+        here = self.positions[:, :n, None].to(x.dtype)
+        q, k, v = (t.unflatten(-1, (2, 16)).transpose(1, 2) for t in (self.qkv(x) + here).chunk(3, -1))
+        mask = torch.ones(n, n, device=x.device).tril().bool() if masked else None
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return torch.softmax(
+            y[..., 0] * torch.tensor(0.5, device=x.device) + torch.tensor([0.0] * n, device=x.device), -1
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_captured_as_cuda_calls_it(dtype: torch.dtype, masked: bool) -> None:
+    made = fusec.precompile(Attention().eval().to(dtype), (torch.randn(2, 5, 32, dtype=dtype), masked), target="sm_90")
+    wanted = "flash" if dtype is torch.bfloat16 and not masked else "efficient"
+    assert any(f"_scaled_dot_product_{wanted}_attention" in row.target for row in made.explanation.externs)
+    assert made.kernels and all(kernel.artifacts[90].cubin for kernel in made.kernels)
+    (graph,) = made.explanation.graphs
+    assert {b.device for b in graph.schedule.buffers} == {"cuda:0"}
+
+
 def test_precompile_wants_an_architecture() -> None:
     with pytest.raises(ConfigError, match="an architecture such as \"sm_90\", got 'cuda'"):
         fusec.precompile(scaled, (torch.ones(2),), target="cuda")

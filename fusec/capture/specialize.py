@@ -11,7 +11,7 @@ of sizes (`signature`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from fusec.capture.graph import CapturedGraph
 
 # torch._subclasses.fake_tensor: checked with torch 2.11.0 and 2.13.0.
 
-__all__ = ["signature", "specialize"]
+__all__ = ["GraphCopier", "signature", "specialize"]
 
 Signature = tuple[Any, ...]
 
@@ -37,7 +37,7 @@ def specialize(graph: CapturedGraph, inputs: Sequence[Any]) -> CapturedGraph:
     """`graph` for the sizes of `inputs`; node metadata (the user's lines) is kept."""
     mode = next((x.fake_mode for x in inputs if isinstance(x, FakeTensor)), None) or FakeTensorMode()
     arguments = tuple(_fake(x, mode) for x in inputs)
-    copier = _Copier(graph.graph_module, mode)
+    copier = GraphCopier(graph.graph_module, mode)
     with mode, torch.no_grad():
         copier.run(arguments)
     static = GraphModule(graph.graph_module, copier.graph)
@@ -51,7 +51,7 @@ def _fake(value: Any, mode: FakeTensorMode) -> Any:
         return mode.from_tensor(value, static_shapes=True)
 
 
-class _Copier:
+class GraphCopier:
     """One walk. values: what each node gives, a fake tensor or number. copies: its node in the new graph, or number."""
 
     def __init__(self, module: GraphModule, mode: FakeTensorMode) -> None:
@@ -70,27 +70,37 @@ class _Copier:
             elif node.op == "output":
                 self.graph.output(map_arg(node.args[0], lambda n: self.copies[n]))
             elif node.op == "get_attr":
-                self.copies[node] = self._copy(node, self._attribute(str(node.target)))
+                self.copies[node] = self._copy(node, self.attribute(str(node.target)))
             else:
                 self._call(node)
 
-    def _call(self, node: Node) -> None:
+    def rewrite(self, node: Node) -> tuple[Callable[..., Any], Any, Any]:
+        """(target, args, kwargs) of a call, in nodes of the old graph; a subclass may say something else."""
         assert callable(node.target), node.format_node()
-        args, kwargs = map_arg((node.args, node.kwargs), lambda n: self.values[n])
-        value = node.target(*args, **kwargs)
-        if isinstance(value, int | float | bool):
-            self.values[node] = self.copies[node] = value
-        else:
-            self.copies[node] = self._copy(node, value)
+        return node.target, node.args, node.kwargs
 
-    def _copy(self, node: Node, value: Any) -> Node:
-        self.values[node] = value
-        copy = self.graph.node_copy(node, lambda n: self.copies[n])
-        copy.meta = {**node.meta, "val": value}
-        return copy
-
-    def _attribute(self, path: str) -> Any:
+    def attribute(self, path: str) -> Any:
+        """The value of a get_attr."""
         value: Any = self.module
         for part in path.split("."):
             value = getattr(value, part)
         return _fake(value, self.mode)
+
+    def _call(self, node: Node) -> None:
+        target, args, kwargs = self.rewrite(node)
+        values = map_arg((args, kwargs), lambda n: self.values[n])
+        value = target(*values[0], **values[1])
+        if isinstance(value, int | float | bool):
+            self.values[node] = self.copies[node] = value
+            return
+        args, kwargs = map_arg((args, kwargs), lambda n: self.copies[n])
+        copy = self.graph.create_node("call_function", target, args, kwargs, node.name)
+        self.copies[node] = self._described(copy, node, value)
+
+    def _copy(self, node: Node, value: Any) -> Node:
+        return self._described(self.graph.node_copy(node, lambda n: self.copies[n]), node, value)
+
+    def _described(self, copy: Node, node: Node, value: Any) -> Node:
+        self.values[node] = value
+        copy.meta = {**node.meta, "val": value}
+        return copy

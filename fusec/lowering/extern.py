@@ -101,9 +101,10 @@ def _results(ctx: Context, target: Any, args: tuple[Any, ...]) -> tuple[list[str
     if returns_argument and isinstance(meta, torch.Tensor) and args and isinstance(args[0], Ref):
         return [None], args[0]
     metas = list(meta) if isinstance(meta, tuple | list) else [meta]
-    refs = [_result(ctx, m) for m in metas]
+    # A number beside tensors is known: flash attention returns the lengths of its sequences.
+    refs = [m if type(m) is int and len(metas) > 1 else _result(ctx, m) for m in metas]
     value = tuple(refs) if isinstance(meta, tuple | list) else refs[0]
-    return [None if r is None else r.buffer for r in refs], value
+    return [r.buffer if isinstance(r, Ref) else None for r in refs], value
 
 
 def _result(ctx: Context, meta: Any) -> Ref | None:
