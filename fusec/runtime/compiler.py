@@ -20,7 +20,7 @@ from triton.compiler import ASTSource
 
 from fusec.errors import BuildError
 from fusec.runtime.module import load_kernel
-from fusec.runtime.resources import Resources, memory_instructions, read_resources
+from fusec.runtime.resources import Resources, access_width, memory_instructions, read_resources
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,18 @@ class Artifact:
     def instructions(self) -> dict[str, int]:
         """Memory instructions by name; runs the disassembler (about 0.4 s) on first use."""
         return memory_instructions(self.cubin)
+
+    @property
+    def summary(self) -> dict[str, int]:
+        """What a reader asks first. Spills and shared memory in bytes; loads and stores that move 16 bytes."""
+        wide = {name: count for name, count in self.instructions.items() if access_width(name) == 16}
+        return {
+            "registers": self.registers,
+            "spills": self.spills,
+            "shared": self.shared,
+            "16-byte loads": sum(count for name, count in wide.items() if name.startswith("LDG")),
+            "16-byte stores": sum(count for name, count in wide.items() if name.startswith("STG")),
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the cubin."""
