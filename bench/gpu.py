@@ -33,6 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NO_GPU = "no NVIDIA GPU here: GPU tests and benchmark did not run"
 TESTS_SHARE = 0.5
 DEVICE = "cuda"
+# Without --strict-config: settings of plugins that a bare machine lacks are warnings then.
+PYTEST = ("-q", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib --strict-markers")
 CASE_SHARE = 2.0  # a case may take this many times an even share of what is left
 
 
@@ -72,8 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_tests(limit: float) -> dict[str, Any]:
     """tests/gpu in a process of its own: rc, seconds, and pytest's closing line."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "gpu")]
-    rc, took, lines = run_limited(command, limit)
+    rc, took, lines = run_limited([sys.executable, "-m", "pytest", *PYTEST, str(ROOT / "tests" / "gpu")], limit)
     return {"rc": rc, "seconds": round(took, 1), "summary": lines[-1] if lines else "no output"}
 
 

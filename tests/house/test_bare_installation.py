@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.gpu import PYTEST
 from fusec.config import Config, user_cache_home
 from fusec.runtime import cache
 
@@ -80,6 +81,13 @@ def test_the_cache_without_platformdirs_is_where_platformdirs_puts_it(monkeypatc
     here = cache.cache_directory(Config())
     monkeypatch.setattr(cache, "platformdirs", None)
     assert sys.platform != "linux" or cache.cache_directory(Config()) == here
+
+
+def test_gpu_tests_are_collected_without_pytest_plugins() -> None:
+    plugins = [option for name in ("timeout", "xdist") for option in ("-p", f"no:{name}")]
+    command = [sys.executable, "-m", "pytest", *PYTEST, *plugins, "--collect-only", "tests/gpu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(("named", "expected"), [("", None), ("relative", None), ("/caches", Path("/caches"))])
