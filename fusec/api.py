@@ -472,9 +472,7 @@ def _original(fn: Any) -> tuple[Any, Config, str | None]:
 
 
 def _explanation(graphs: Sequence[CompiledGraph], counted: Stats) -> Explanation:
-    records = tuple(
-        replace(g.record, calls=g.calls, resources=_resources(g)) for g in graphs if g.record is not None
-    )
+    records = tuple(replace(g.record, calls=g.calls, resources=_resources(g)) for g in graphs if g.record is not None)
     targets = [g.executable.target for g in graphs if g.executable is not None]
     device = targets[0].device if targets else "cpu"
     arch = targets[0].names[0] if targets and targets[0].names else None
