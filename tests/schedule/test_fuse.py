@@ -1,0 +1,123 @@
+"""Each rule of fusion on a function a user would write: how many launches, why, and the same answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusec.config import Config
+from fusec.ir.kernels import KernelPlan, Strategy
+from fusec.ir.types import Extern
+from tests.schedule.nests import agrees, kernels, program, reasons, scheduled
+
+ROWS, WEIGHT = torch.randn(200, 1000), torch.randn(1000)
+
+
+def rms_norm(x: Tensor, w: Tensor) -> Tensor:
+    x = x + 1
+    return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6) * w
+
+
+@pytest.mark.parametrize(
+    ("fn", "inputs", "strategy"),
+    [
+        (lambda x: (x.exp() + 1).sin(), (ROWS,), Strategy.FLAT),
+        (lambda x: (x.exp(), x.exp().neg()), (ROWS,), Strategy.FLAT),
+        (lambda x, w: (x * w, x + 1), (ROWS, WEIGHT), Strategy.FLAT),
+        (lambda x: x.abs().sum(1).sqrt(), (ROWS,), Strategy.PERSISTENT_ROW),
+        (lambda x: torch.softmax(x * 2, -1) + 1, (ROWS,), Strategy.PERSISTENT_ROW),
+        (lambda x, w: F.layer_norm(x, (1000,), w, w), (ROWS, WEIGHT), Strategy.PERSISTENT_ROW),
+        (rms_norm, (ROWS, WEIGHT), Strategy.PERSISTENT_ROW),
+        (lambda x: F.group_norm(x, 4), (torch.randn(64, 16, 5, 7),), Strategy.PERSISTENT_ROW),
+        (lambda x: (x * 2, x.t().contiguous() + 1), (torch.randn(300, 200),), Strategy.TILE_2D),
+        (lambda x: F.layer_norm(x, (20000,)), (torch.randn(140, 20000),), Strategy.LOOPED_ROW),
+    ],
+    ids=["chain", "outputs", "siblings", "prologue+epilogue", "softmax", "layer_norm", "rms_norm", "group_norm",
+         "transpose", "long rows"],
+)  # fmt: skip
+def test_one_kernel(fn: Callable[..., Any], inputs: tuple[Tensor, ...], strategy: Strategy) -> None:
+    (kernel,) = kernels(scheduled(fn, *inputs))
+    assert kernel.strategy is strategy
+
+
+def test_mean_variance_and_the_normalised_row_read_the_input_once() -> None:
+    (kernel,) = kernels(scheduled(lambda x: F.layer_norm(x, (1000,)), ROWS))
+    assert [i.op for i in kernel.body].count("load") == 1
+    assert kernel.cost.bytes_read == kernel.cost.bytes_written == ROWS.nbytes
+
+
+def test_an_intermediate_never_reaches_memory() -> None:
+    steps = scheduled(lambda x: torch.softmax(x, -1), ROWS)
+    (kernel,) = kernels(steps)
+    assert len(kernel.internal) == 2 and set(kernel.internal) & steps.table.keys() == set()
+    assert all("never reaches memory" in reason for reason in reasons(steps, accepted=True))
+
+
+def test_without_fusion_each_op_is_a_launch() -> None:
+    apart = scheduled(lambda x: torch.softmax(x, -1), ROWS, config=Config(fusion=False))
+    assert len(kernels(apart)) == 3 and apart.decisions == ()
+
+
+def test_nothing_reaches_across_a_library_call() -> None:
+    steps = scheduled(lambda x, w: (lambda a: a * 2 + a @ w)(x.exp()), torch.randn(64, 64), torch.randn(64, 64))
+    first, call, last = steps.steps
+    assert isinstance(first, KernelPlan) and isinstance(call, Extern) and isinstance(last, KernelPlan)
+    assert reasons(steps, accepted=False) == [f"{call.name} must run between {first.nests[0]} and {last.nests[0]}"]
+
+
+def test_a_cycle_through_another_kernel_is_refused() -> None:
+    text = "nest a (p0<8):\n%0:f32 = load x[p0]\n%1:f32 = exp %0\nstore t[p0], %1\n"
+    text += "extern e: u = aten.sin.default(t)\n"
+    text += "nest b (p0<8):\n%0:f32 = load u[p0]\n%1:f32 = load x[p0]\n%2:f32 = add %0, %1\nstore y[p0], %2\n"
+    text += "nest c (p0<8):\n%0:f32 = load t[p0]\n%1:f32 = load x[p0]\n%2:f32 = mul %0, %1\nstore z[p0], %2"
+    sizes = dict.fromkeys(("x", "t", "u", "y", "z"), "f32[8]")
+    steps = agrees(program(text, inputs="x", returns="y, z", **sizes), torch.randn(8))
+    assert [s.nests if isinstance(s, KernelPlan) else s.name for s in steps.steps] == [("a", "c"), "e", ("b",)]
+    assert any(r.startswith("e must run between a") for r in reasons(steps, accepted=False))
+
+
+def test_a_call_that_writes_an_input_keeps_its_place() -> None:
+    text = "nest a (p0<8):\n%0:f32 = load x[p0]\n%1:f32 = exp %0\nstore y[p0], %1\n"
+    text += "extern e: _ = aten.copy_.default(x, w) mutates x\n"
+    text += "nest b (p0<8):\n%0:f32 = load x[p0]\n%1:f32 = exp %0\nstore z[p0], %1"
+    sizes = dict.fromkeys(("x", "w", "y", "z"), "f32[8]")
+    steps = agrees(program(text, inputs="x, w", returns="y, z", **sizes), torch.randn(8), torch.randn(8))
+    assert len(steps.steps) == 3 and steps.steps[1].name == "e"
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (3, 0), (1, 1), (17, 1), (1, 17)])
+def test_shapes_without_and_with_one_element(shape: tuple[int, ...]) -> None:
+    scheduled(lambda x: (torch.softmax(x, -1), x.sum(-1), x.sum(), x * 2), torch.randn(shape))
+
+
+@pytest.mark.parametrize("precision", ["fast", "eager"])
+def test_a_bfloat16_round_trip_the_user_wrote_rounds(precision: str) -> None:
+    def fn(x: Tensor) -> Tensor:
+        return (x.to(torch.bfloat16).float() - x) * 1000
+
+    x = torch.rand(1000) + 1
+    steps = scheduled(fn, x, config=Config(precision=precision))
+    (kernel,) = kernels(steps)
+    assert [i.dtype for i in kernel.body if i.op == "cast"].count(torch.bfloat16) == 1
+
+
+def block(layers: int) -> Callable[..., Tensor]:
+    def fn(x: Tensor, w: Tensor, g: Tensor, cos: Tensor) -> Tensor:
+        table = cos.cos()
+        for _ in range(layers):
+            x = x + (rms_norm(x, g) @ w) * table
+        return x
+
+    return fn
+
+
+def test_decisions_and_launches_grow_with_the_layers_not_their_square() -> None:
+    inputs = torch.randn(8, 64), torch.randn(64, 64) / 64, torch.randn(64), torch.randn(8, 64)
+    few, many = (scheduled(block(n), *inputs) for n in (6, 48))
+    assert len(many.steps) == 8 * (len(few.steps) - 1) + 1 or len(many.steps) <= 8 * len(few.steps)
+    assert len(many.decisions) <= 10 * len(few.decisions)

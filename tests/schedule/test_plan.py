@@ -1,0 +1,64 @@
+"""From a group to a launch: strategy, tile dimensions and block sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusec.ir.kernels import DimKind, KernelPlan, Strategy
+from fusec.schedule.plan import next_power_of_2, registers_needed
+from tests.schedule.nests import kernels, scheduled
+
+
+def only(steps: object) -> KernelPlan:
+    (kernel,) = kernels(steps)  # type: ignore[arg-type]
+    return kernel
+
+
+def extents(plan: KernelPlan) -> dict[str, object]:
+    return {d.name: plan.extent(d) for d in plan.dims}
+
+
+def test_dense_axes_become_one() -> None:
+    plan = only(scheduled(lambda x: x + 1, torch.randn(5, 7, 11)))
+    assert [(a.name, a.extent) for a in plan.axes] == [("x0", 385)]
+
+
+def test_a_padded_row_keeps_two_axes() -> None:
+    plan = only(scheduled(lambda x: x[:, :60] * 2, torch.randn(8, 100)))
+    assert [a.extent for a in plan.axes] == [8, 60]
+
+
+def test_a_transpose_gets_a_tile_contiguous_on_both_sides() -> None:
+    plan = only(scheduled(lambda x: x.t().contiguous() * 2, torch.randn(300, 200)))
+    assert plan.strategy is Strategy.TILE_2D and extents(plan) in ({"y": 200, "x": 300}, {"y": 300, "x": 200})
+    assert [plan.tile.block(n) for n in "xy"] == [64, 64]
+
+
+@pytest.mark.parametrize("columns", [1, 2, 17, 1000, 4096])
+def test_a_row_is_held_in_a_power_of_two(columns: int) -> None:
+    plan = only(scheduled(lambda x: torch.softmax(x, -1), torch.randn(200, columns)))
+    if columns > 1:
+        assert plan.tile.block("r") == next_power_of_2(columns)
+        assert [d.kind for d in plan.dims] == [DimKind.GRID, DimKind.WHOLE]
+
+
+def test_equal_kernels_are_equal_lines() -> None:
+    a, b = (
+        only(scheduled(lambda x, w: torch.softmax(x * w, -1), torch.randn(20, n), torch.randn(n))) for n in (64, 64)
+    )
+    assert (a.phases, a.dims, a.tile) == (b.phases, b.dims, b.tile)
+
+
+@given(st.integers(0, 1 << 40))
+def test_next_power_of_2(value: int) -> None:
+    found = next_power_of_2(value)
+    assert found & (found - 1) == 0 and found >= value and (found == 1 or found < 2 * value)
+
+
+@given(st.integers(1, 1 << 16), st.sampled_from([1, 2, 4, 8, 16]), st.integers(1, 40))
+def test_registers_fall_with_warps_and_rise_with_values(points: int, warps: int, live: int) -> None:
+    assert registers_needed(points, 2 * warps, live) <= registers_needed(points, warps, live)
+    assert registers_needed(points, warps, live) < registers_needed(points, warps, live + 1)
