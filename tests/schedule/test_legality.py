@@ -58,8 +58,8 @@ def test_a_gather_of_what_is_computed_is_refused() -> None:
 
 def test_a_gather_of_something_else_is_welcome() -> None:
     text = (
-        EXP
-        + "nest b (p0<64):\n%0:i64 = load i[p0]\n%1:f32 = load w[%0]\n%2:f32 = load t[p0]\n%3:f32 = mul %1, %2\nstore y[p0], %3"
+        EXP + "nest b (p0<64):\n%0:i64 = load i[p0]\n%1:f32 = load w[%0]\n"
+        "%2:f32 = load t[p0]\n%3:f32 = mul %1, %2\nstore y[p0], %3"
     )
     found = accepted(text, x="f32[64]", t="f32[64]", i="i64[64]", w="f32[5]", y="f32[64]")
     assert found.reads == ("x", "i", "w")
@@ -89,8 +89,8 @@ def test_a_segment_is_not_overwritten_beside_its_reader() -> None:
 
 def test_rows_and_their_consumer_share_the_reduced_axis() -> None:
     text = (
-        ROWS
-        + "nest b (p0<64, p1<100):\n%0:f32 = load x[100*p0 + p1]\n%1:f32 = load t[p0]\n%2:f32 = div %0, %1\nstore y[100*p0 + p1], %2"
+        ROWS + "nest b (p0<64, p1<100):\n%0:f32 = load x[100*p0 + p1]\n%1:f32 = load t[p0]\n"
+        "%2:f32 = div %0, %1\nstore y[100*p0 + p1], %2"
     )
     found = accepted(text, x="f32[64, 100]", t="f32[64]", y="f32[64, 100]")
     assert [(a.name, a.is_reduction) for a in found.axes] == [("p0", False), ("r0", True)]
