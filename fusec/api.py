@@ -539,7 +539,7 @@ def precompile(
         raise ConfigError(f'precompile needs an architecture such as "sm_90", got {target!r}')
     original, config, name = _original(fn)
     config = _updated(config, {"strict": True, **options, "target": target})
-    has_cuda = torch.backends.cuda.is_built()
+    has_cuda = torch.cuda.is_available()
     moved, inputs, mode = on_fake(original, (tuple(args), dict(kwargs or {})), "cuda" if has_cuda else "cpu")
     counted, graphs = Stats(), list[CompiledGraph]()
 

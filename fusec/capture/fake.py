@@ -4,8 +4,8 @@ Enters: a function or module and its arguments. Leaves: the same on fake tensors
 
     module, (x,), mode = on_fake(model, (torch.randn(4, 8),), "cuda")   # x: FakeTensor(device="cuda:0", size=(4, 8))
 
-A CPU-only build of PyTorch cannot index fake CUDA tensors, and ends the process when one requires a gradient. There,
-functions are captured on fake CPU tensors and `on_cuda` moves the aten graph.
+Without a GPU, fake CUDA tensors cannot be indexed (CPU-only build) or made from numbers (CUDA build). There, functions
+are captured on fake CPU tensors and `on_cuda` moves the aten graph.
 """
 
 from __future__ import annotations
