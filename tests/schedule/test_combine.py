@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fusec.config import Config
+from fusec.errors import VerificationError
 from fusec.ir.evaluate import evaluate_schedule
 from fusec.ir.kernels import KernelPlan, Schedule
 from fusec.ir.parser import parse_program
-from fusec.ir.types import Extern, Program
-from fusec.ir.verify import verify_schedule
+from fusec.ir.types import Extern, Instr, Program
+from fusec.ir.verify import verify_plan, verify_schedule
 from fusec.schedule import combine as combine_module
 from fusec.schedule import plan_memory, schedule
 from fusec.schedule.alike import generic, likeness, signature, sizes
-from fusec.schedule.combine import MAX_PARTS, MAX_POINTERS
+from fusec.schedule.combine import MAX_PARTS, MAX_POINTERS, combined
+from fusec.schedule.cost import device_model
 
 CONFIG = Config(target="sm_90")
 
@@ -234,3 +237,36 @@ def test_generic_plan_has_symbols_for_extents() -> None:
     (plan, *_) = parts(foreach("exp", [4096, 32]))
     assert str(generic(plan, {"n": 4096}).axes[0].extent) == "n"
     assert str(generic(plan, {}).body[0].access.index) == "x0"  # type: ignore[union-attr]
+
+
+# -- what the verifier refuses --------------------------------------------------------------------
+
+
+def test_parts_may_not_touch_what_another_one_writes() -> None:
+    p = program(
+        buffer("x", 64, "in"), buffer("a", 64), buffer("y", 64, "out"),
+        unary("n0", "exp", "x", "a", 64), "extern e: b = aten.relu.default(a)", buffer("b", 64),
+        unary("n1", "exp", "b", "y", 64),
+        inputs=["x"], returns=["y"],
+    )  # fmt: skip
+    steps = scheduled(p)
+    first, second = (s for s in steps.steps if isinstance(s, KernelPlan))
+    model = device_model("sm_90")
+    verify_plan(combined([first, second], steps.table, model), steps.table)
+    reading = plan_reading(second, "b", "a")
+    with pytest.raises(VerificationError, match="k2 reads a, which its part k0 writes"):
+        verify_plan(combined([first, reading], steps.table, model), steps.table)
+    with pytest.raises(VerificationError, match="both write a"):
+        verify_plan(combined([first, first], steps.table, model), steps.table)
+
+
+def plan_reading(plan: KernelPlan, old: str, new: str) -> KernelPlan:
+    """The plan with another buffer in place of one of its own."""
+
+    def renamed(instr: Instr) -> Instr:
+        if instr.access is None or instr.access.buffer != old:
+            return instr
+        return replace(instr, access=replace(instr.access, buffer=new))
+
+    buffers = tuple(replace(b, name=new) if b.name == old else b for b in plan.buffers)
+    return replace(plan, buffers=buffers, phases=tuple(tuple(map(renamed, phase)) for phase in plan.phases))
