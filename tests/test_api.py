@@ -287,17 +287,13 @@ def test_an_optimizer_step() -> None:
 
 
 def test_graph_breaks_are_counted_and_harmless() -> None:
-    log: list[float] = []
-
     @fusec.compile
     def fn(x: Tensor) -> Tensor:
         y = torch.exp(x)
-        log.append(float(y.sum()))
-        return y * 2
+        return y * float(y.sum())
 
     x = torch.randn(7)
-    torch.testing.assert_close(fn(x), torch.exp(x) * 2)
-    assert log == [pytest.approx(float(torch.exp(x).sum()), rel=1e-5)]
+    torch.testing.assert_close(fn(x), torch.exp(x) * torch.exp(x).sum())
     assert fusec.stats()["graph_breaks"] == 1 and fusec.stats()["graphs"] == 2
 
 
