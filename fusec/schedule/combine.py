@@ -14,7 +14,8 @@ keeps them apart; so does a program that would end up with more distinct kernels
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -23,7 +24,7 @@ from fusec.ir.kernels import DimKind, FusionDecision, KernelCost, KernelPlan, Sc
 from fusec.ir.types import Buffer
 from fusec.schedule.alike import buffers_of, likeness, signature
 from fusec.schedule.cost import DeviceModel
-from fusec.schedule.dependence import Dependence
+from fusec.schedule.dependence import Dependence, bits
 from fusec.schedule.memory import plan_memory
 from fusec.schedule.traffic import traffic
 
@@ -46,6 +47,7 @@ class _Batch:
     positions: list[int]
     keys: set[Hashable]
     buffers: set[str]
+    plan: KernelPlan | None = None  # the members as one, once the batch is complete
 
     @property
     def is_long(self) -> bool:
@@ -82,10 +84,16 @@ def combine(schedule: Schedule, device: DeviceModel) -> Schedule:
         if isinstance(step, KernelPlan) and _can_combine(step):
             search.place(step, position, likeness(step))
     batches = [b for b in search.batches if len(b.members) > 1]
-    batches, decisions = _affordable(schedule, batches, device)
+    if not batches:
+        return schedule
+    for batch in batches:
+        batch.plan = combined(batch.members, schedule.table, device)
+    batches, decisions = _sharing_texts(schedule, batches, device)
+    batches, refused = _within_memory(schedule, batches, device)
+    decisions += refused
     for batch in batches:
         decisions += _accepted(batch, device)
-    return replace(_rebuilt(schedule, batches, device), decisions=(*schedule.decisions, *decisions))
+    return replace(_rebuilt(schedule, batches), decisions=(*schedule.decisions, *decisions))
 
 
 def _can_combine(plan: KernelPlan) -> bool:
@@ -117,29 +125,51 @@ def _takes(batch: _Batch, plan: KernelPlan, key: Hashable) -> bool:
 # -- which batches pay ----------------------------------------------------------------------------
 
 
-def _affordable(
+def _sharing_texts(
     schedule: Schedule, batches: list[_Batch], device: DeviceModel
 ) -> tuple[list[_Batch], list[FusionDecision]]:
-    """Batches left when those are taken out that hold too much memory, or that break up equal kernels."""
+    """Batches left when those of several texts are taken out that make more distinct kernels than there were."""
+    count = Counter(signature(s) for s in schedule.steps if isinstance(s, KernelPlan))
+    distinct = len(count)
+    taken = {id(b): [signature(m) for m in b.members] for b in batches}
+    for batch in batches:
+        count.subtract(taken[id(batch)])
+        count[signature(_plan_of(batch))] += 1
     decisions: list[FusionDecision] = []
-    allowed = plan_memory(schedule).peak_bytes + MEMORY_SLACK
-    distinct = _distinct(schedule.steps)
     for batch in sorted(batches, key=lambda b: len(b.members)):
-        combined = _rebuilt(schedule, batches, device)
-        peak = plan_memory(combined).peak_bytes
-        if peak > allowed:
-            reason = f"one launch for {len(batch.members)} kernels would raise peak memory by {peak - allowed} bytes"
-        elif len(batch.keys) > 1 and _distinct(combined.steps) > distinct:
-            reason = "apart they share their text with equal kernels; one launch would be one more kernel to compile"
-        else:
+        if len(batch.keys) == 1 or sum(n > 0 for n in count.values()) <= distinct:
             continue
+        count.update(taken[id(batch)])
+        count[signature(_plan_of(batch))] -= 1
         batches = [b for b in batches if b is not batch]
-        decisions += [replace(d, accepted=False, reason=reason) for d in _accepted(batch, device)[:1]]
+        reason = "apart they share their text with equal kernels; one launch would be one more kernel to compile"
+        decisions.append(_refused(batch, reason, device))
     return batches, decisions
 
 
-def _distinct(steps: Iterable[Step]) -> int:
-    return len({signature(s) for s in steps if isinstance(s, KernelPlan)})
+def _within_memory(
+    schedule: Schedule, batches: list[_Batch], device: DeviceModel
+) -> tuple[list[_Batch], list[FusionDecision]]:
+    """Batches left when, smallest first, as many are taken out as it takes to keep the peak of memory."""
+    allowed = plan_memory(schedule).peak_bytes + MEMORY_SLACK
+    decisions: list[FusionDecision] = []
+    for batch in sorted(batches, key=lambda b: len(b.members)):
+        peak = plan_memory(_rebuilt(schedule, batches)).peak_bytes
+        if peak <= allowed:
+            break
+        batches = [b for b in batches if b is not batch]
+        reason = f"one launch for {len(batch.members)} kernels would raise peak memory by {peak - allowed} bytes"
+        decisions.append(_refused(batch, reason, device))
+    return batches, decisions
+
+
+def _plan_of(batch: _Batch) -> KernelPlan:
+    assert batch.plan is not None, "a batch is combined once it is complete"
+    return batch.plan
+
+
+def _refused(batch: _Batch, reason: str, device: DeviceModel) -> FusionDecision:
+    return replace(_accepted(batch, device)[0], accepted=False, reason=reason)
 
 
 def _accepted(batch: _Batch, device: DeviceModel) -> list[FusionDecision]:
@@ -157,7 +187,7 @@ def _name(plan: KernelPlan) -> str:
 # -- the combined schedule ------------------------------------------------------------------------
 
 
-def _rebuilt(schedule: Schedule, batches: Sequence[_Batch], device: DeviceModel) -> Schedule:
+def _rebuilt(schedule: Schedule, batches: Sequence[_Batch]) -> Schedule:
     """Steps in an order that respects every dependence, close to the one before."""
     batch_of = {p: number for number, batch in enumerate(batches) for p in batch.positions}
     last = {number: max(batch.positions) for number, batch in enumerate(batches)}
@@ -166,7 +196,7 @@ def _rebuilt(schedule: Schedule, batches: Sequence[_Batch], device: DeviceModel)
         if position not in batch_of:
             steps.append((position, step))
         elif last[batch_of[position]] == position:
-            steps.append((position, combined(batches[batch_of[position]].members, schedule.table, device)))
+            steps.append((position, _plan_of(batches[batch_of[position]])))
     return replace(schedule, steps=_in_order(schedule, steps))
 
 
@@ -180,8 +210,7 @@ def _in_order(schedule: Schedule, steps: Sequence[tuple[int, Step]]) -> tuple[St
     needs: list[set[int]] = [set() for _ in steps]
     for position, step in enumerate(schedule.steps):
         mine = owner[step.name]
-        earlier = before[position]
-        needs[mine] |= {owner[schedule.steps[p].name] for p in range(position) if earlier >> p & 1} - {mine}
+        needs[mine] |= {owner[schedule.steps[p].name] for p in bits(before[position])} - {mine}
     users: list[list[int]] = [[] for _ in steps]
     for number, wanted in enumerate(needs):
         for other in wanted:

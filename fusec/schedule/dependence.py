@@ -35,11 +35,11 @@ class Dependence:
                 writer[name] = position
             direct &= ~(1 << position)
             closure = direct
-            for other in _bits(direct):
+            for other in bits(direct):
                 closure |= self.before[other]
             self.before.append(closure)
             self.after.append(0)
-            for other in _bits(closure):
+            for other in bits(closure):
                 self.after[other] |= 1 << position
 
     def ordered(self, a: int, b: int) -> bool:
@@ -49,7 +49,7 @@ class Dependence:
     def between(self, a: int, b: int) -> int | None:
         """A node that must run after a and before b, or None: then a and b may merge."""
         middle = (self.after[a] & self.before[b]) | (self.after[b] & self.before[a])
-        return next(_bits(middle), None)
+        return next(bits(middle), None)
 
     def merge(self, a: int, b: int) -> int:
         """A new node in place of a and b; returns its id."""
@@ -59,14 +59,15 @@ class Dependence:
         after = (self.after[a] | self.after[b]) & ~both
         self.before.append(before)
         self.after.append(after)
-        for other in _bits(before):
+        for other in bits(before):
             self.after[other] = self.after[other] & ~both | after | 1 << new
-        for other in _bits(after):
+        for other in bits(after):
             self.before[other] = self.before[other] & ~both | before | 1 << new
         return new
 
 
-def _bits(value: int) -> Iterator[int]:
+def bits(value: int) -> Iterator[int]:
+    """Positions of the set bits, lowest first."""
     while value:
         low = value & -value
         yield low.bit_length() - 1

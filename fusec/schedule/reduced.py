@@ -58,7 +58,7 @@ def reduced_shape(body: tuple[Instr, ...], axes: tuple[Axis, ...]) -> ReducedSha
     if prod(extents[a] for a in whole) > WHOLE_LIMIT:
         return f"{refusal}; the row is too long to be held beside the sums along the columns"
     if _column_results_used(body, axes, loop):
-        return f"{refusal}, and what one reduces along the rows the same kernel would need again"
+        return f"{refusal}; what is summed along the rows would be needed inside the same loop"
     return ReducedShape(whole, loop)
 
 
