@@ -42,7 +42,8 @@ class DimKind(Enum):
 class TileDim:
     """One dimension of the tile: consecutive kernel axes, flattened row-major into one index.
 
-    name: "x", "y" (grid), "r" (reduced) or "q" (rows that a row-and-column program walks along). The text calls its block XBLOCK, YBLOCK, RBLOCK.
+    name: "x", "y" (grid), "r" (reduced) or "q" (rows that a row-and-column program walks along). The text calls its
+    block XBLOCK, YBLOCK, RBLOCK, QBLOCK.
     """
 
     name: str
@@ -96,8 +97,8 @@ class KernelPlan:
 
     axes:     kernel axes, in tile order; reduced axes last, with kind REDUCTION.
     dims:     tile dimensions; each kernel axis is in exactly one. Grid dimensions first, "r" last.
-    phases:   SSA lines; more than one only with a LOOP dimension. A phase is one pass over it; a value that varies along it never crosses into the next phase,
-              and never depends on a reduction of its own phase.
+    phases:   SSA lines; more than one only with a LOOP dimension. A phase is one pass over it; a value that varies
+              along it never crosses into the next phase, and never depends on a reduction of its own phase along it.
     buffers:  the buffers read or written, in parameter order (reads first, then writes).
     nests:    the names of the lowered nests it covers.
     internal: buffers that live only as SSA values here; kept for explanations.

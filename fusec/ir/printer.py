@@ -251,7 +251,8 @@ def format_plan(plan: KernelPlan) -> str:
 def _combined(plan: KernelPlan) -> str:
     """The parts of a launch, one under the other."""
     header = f"kernel {plan.name}: {len(plan.parts)} kernels side by side"
-    lines = [_commented(header, format_origins(plan.origins)), f"  cost {_cost(plan.cost)}; {plan.tile.num_warps} warps"]
+    cost = f"  cost {_cost(plan.cost)}; {plan.tile.num_warps} warps"
+    lines = [_commented(header, format_origins(plan.origins)), cost]
     for part in plan.parts:
         lines += [f"  {line}" for line in format_plan(part).splitlines()]
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 inline   pointwise producers into the places that read them
 fuse     groups of nests on common axes
 split    reductions with too few rows; then fuse once more
-plan     each group a launch; equal groups planned once
+plan     each group a launch
 combine  independent small launches into one
 """
 
