@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """Something that runs as eager PyTorch would. level: "op", "group", "graph" or "call"."""
+    """Something that runs as eager PyTorch would. level: "op", "group", "graph", "call" or "mode"."""
 
     level: str
     op: str
@@ -253,6 +253,8 @@ class CompiledGraph:
             stats.graphs += 1
         if record is not None:
             self._count_unlowered(record.program)
+        if executable is not None and executable.graph_reason is not None and executable.target.device == "cuda":
+            stats.fall_back(Fallback("mode", f"graph {graph.name}", f"CUDA graphs are off: {executable.graph_reason}"))
 
     def _count_unlowered(self, program: Program) -> None:
         # Warned of, where it is a failure, by lowering; an op that is only not covered is just counted. Writing an

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
 import subprocess
@@ -450,6 +451,23 @@ def test_a_shape_error_in_a_module() -> None:
     model = nn.Sequential(nn.Linear(4, 7), nn.Linear(8, 7))
     got = shape_error(fusec.compile(model), torch.ones(2, 4))
     assert got[:2] == shape_error(model, torch.ones(2, 4))[:2]
+
+
+def test_a_shape_error_in_a_decorated_forward() -> None:
+    def logged(forward: Any) -> Any:
+        @functools.wraps(forward)
+        def wrapper(self: nn.Module, *args: Tensor) -> Tensor:
+            return forward(self, *args)
+
+        return wrapper
+
+    class Model(nn.Module):
+        @logged
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return mismatched(x, y)
+
+    x = torch.ones(3, 4)
+    assert shape_error(fusec.compile(Model()), x, x) == shape_error(Model(), x, x)
 
 
 def test_the_users_exception_is_not_touched() -> None:

@@ -271,7 +271,10 @@ def failed_at_the_start(error: BaseException, function: Callable[..., Any]) -> b
     stack = list(getattr(error, "real_stack", ()))
     if not stack:
         return False
-    code = getattr(getattr(function, "__wrapped__", function), "__code__", None)
-    if code is not None and stack[0].filename == code.co_filename and stack[0].name in (code.co_name, code.co_qualname):
-        return True
+    link: Any = function
+    while link is not None:  # a decorated function is traced from its outermost wrapper
+        code = getattr(link, "__code__", None)
+        if code is not None and stack[0].filename == code.co_filename and stack[0].name == code.co_name:
+            return True
+        link = getattr(link, "__wrapped__", None)
     return bool(stack[0].filename.endswith("external_utils.py"))  # Dynamo's own frame around a library function
