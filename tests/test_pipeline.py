@@ -106,6 +106,21 @@ def test_numbered_stages_and_kernels_that_run_alone(config: Config, tmp_path: Pa
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: (torch.cat([torch.ones(x.shape[0], 1), x, torch.zeros(x.shape[0], 2)], -1),),
+        lambda x: (torch.where(x > 0, 1.0, 0.0), torch.where(x > 0, 0, 1)),
+        lambda x: (torch.linalg.inv(x @ x.mT + 9 * torch.eye(x.shape[0])),),
+    ],
+)
+def test_nothing_falls_back(fn: Callable[..., Any], config: Config) -> None:
+    stats = Stats()
+    compiled = compile_graph(captured(fn, X), config.updated({"strict": True}), stats)
+    torch.testing.assert_close(list(compiled(X)), list(fn(X)))
+    assert [f for f in stats.fallbacks if f.level != "op"] == []
+
+
 def test_ops_that_are_not_lowered_are_counted_with_their_reason(config: Config) -> None:
     stats = Stats()
     with torch.library._scoped_library("fusec_test_pipeline", "DEF") as library:

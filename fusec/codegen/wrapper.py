@@ -182,7 +182,8 @@ class _Wrapper:
         outputs = [None if o is None or o in unused else self.schedule.table[o] for o in extern.outputs]
         targets = ["_" if b is None else self._output_variable(b) for b in outputs]
         if len(targets) == 1:
-            left = f"{targets[0]} = " if _returns_tensor(extern) else f"({targets[0]},) = "
+            alone = _returns_tensor(extern) or extern.outputs == (None,)  # a call for its effect returns None
+            left = f"{targets[0]} = " if alone else f"({targets[0]},) = "
         else:
             left = f"{', '.join(targets)} = " if targets else ""
         self._line(f"{left}rt.extern[{number}](", arguments, ")", f"  # {comment(str(extern.target))}")

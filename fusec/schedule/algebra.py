@@ -288,8 +288,8 @@ def _match_operand(body: Body, pattern: Pattern, name: str, bound: dict[str, str
     if isinstance(pattern, tuple):
         return _match(body, pattern, body.defs[name], bound)
     value = body.literal(name)
-    if value is None:
-        return False
+    if value is None or (isinstance(pattern, bool) and body.defs[name].dtype is not torch.bool):
+        return False  # true is not 1.0
     # 0 matches 0 and 0.0 but not -0.0; -0.0 matches -0.0 alone.
     return value == pattern and math.copysign(1.0, value) == math.copysign(1.0, pattern)
 
