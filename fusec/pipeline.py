@@ -258,9 +258,9 @@ class CompiledGraph:
 
     def _count_unlowered(self, program: Program) -> None:
         # Warned of, where it is a failure, by lowering; an op that is only not covered is just counted. Writing an
-        # input is a call on purpose.
+        # input, or a check that returns nothing, is a call on purpose.
         for node in program.nodes:
-            if isinstance(node, Extern) and node.reason != "library call" and not node.mutates:
+            if isinstance(node, Extern) and node.reason != "library call" and any(node.outputs) and not node.mutates:
                 origin = node.origin
                 line = f"{origin.file}:{origin.line}" if origin is not None and origin.file else ""
                 self.stats.fall_back(Fallback("op", str(node.target), node.reason, line), warn=False)

@@ -470,6 +470,16 @@ def test_a_shape_error_in_a_decorated_forward() -> None:
     assert shape_error(fusec.compile(Model()), x, x) == shape_error(Model(), x, x)
 
 
+def test_an_error_that_a_library_raises_at_run_time() -> None:
+    fn = fusec.compile(lambda x: torch.linalg.inv(x) + 1)
+    x = torch.eye(3) * 2
+    torch.testing.assert_close(fn(x), torch.linalg.inv(x) + 1)
+    with pytest.raises(torch.linalg.LinAlgError, match="singular"):
+        fn(torch.zeros(3, 3))
+    torch.testing.assert_close(fn(x), torch.linalg.inv(x) + 1)
+    assert fusec.stats()["fallbacks"] == [] and fusec.stats()["kernels_launched"] == 2
+
+
 def test_the_users_exception_is_not_touched() -> None:
     def fn(x: Tensor) -> Tensor:
         if x.shape[0] == 3:

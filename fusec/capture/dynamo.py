@@ -12,6 +12,7 @@ Graphs with symbolic sizes are compiled when they are called, once per tuple of 
 
 from __future__ import annotations
 
+import operator
 import re
 import threading
 from collections import Counter
@@ -30,7 +31,7 @@ from torch._dynamo.exc import (
 from torch._dynamo.utils import counters
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._guards import CompileContext
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from fusec.capture.decompositions import decomposition_table
 from fusec.capture.graph import CapturedGraph, is_symbolic, readable_name, trim_stack
@@ -119,14 +120,38 @@ def backend(
 def _normalize(graph_module: GraphModule) -> None:
     """lift_fresh_copy(constant) -> clone(constant): it is traced below the decomposition table.
 
+    with_effects(token, op, *args) -> op(*args): the program keeps the order of calls without tokens.
     Stack traces end at the user's line, not at the line of torch that it called.
     """
-    for node in graph_module.graph.nodes:
+    for node in list(graph_module.graph.nodes):
         if node.target is torch.ops.aten.lift_fresh_copy.default:
             node.target = torch.ops.aten.clone.default
+        if node.target is torch.ops.higher_order.with_effects:
+            _call_for_its_effect(graph_module.graph, node)
         if node.meta.get("stack_trace"):
             node.meta["stack_trace"] = trim_stack(node.meta["stack_trace"])
     graph_module.recompile()
+
+
+def _call_for_its_effect(graph: Graph, node: Node) -> None:
+    arguments: Any = node.args
+    token, target, *args = arguments
+    with graph.inserting_before(node):
+        call = graph.call_function(target, tuple(args), node.kwargs)
+    values = node.meta.get("val")
+    results = values[1:] if isinstance(values, tuple | list) else ()
+    call.meta = {**node.meta, "val": results[0] if len(results) == 1 else tuple(results) or None}
+    for user in list(node.users):
+        assert user.target is operator.getitem, user.format_node()
+        position: Any = user.args[1]
+        if position and len(results) > 1:
+            user.args = (call, position - 1)
+        else:
+            user.replace_all_uses_with(call if position else token)
+            graph.erase_node(user)
+    graph.erase_node(node)
+    if token.op == "placeholder":
+        token.meta["val"] = None  # AOTAutograd passes nothing for it
 
 
 class _Versions:
