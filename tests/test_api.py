@@ -474,8 +474,9 @@ def test_an_error_that_a_library_raises_at_run_time() -> None:
     fn = fusec.compile(lambda x: torch.linalg.inv(x) + 1)
     x = torch.eye(3) * 2
     torch.testing.assert_close(fn(x), torch.linalg.inv(x) + 1)
-    with pytest.raises(torch.linalg.LinAlgError, match="singular"):
-        fn(torch.zeros(3, 3))
+    if torch.__version__ >= "2.13":  # before, AOTAutograd drops the check for every backend
+        with pytest.raises(torch.linalg.LinAlgError, match="singular"):
+            fn(torch.zeros(3, 3))
     torch.testing.assert_close(fn(x), torch.linalg.inv(x) + 1)
     assert fusec.stats()["fallbacks"] == [] and fusec.stats()["kernels_launched"] == 2
 
