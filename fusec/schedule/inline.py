@@ -24,7 +24,7 @@ from fusec.ir.kernels import FusionDecision
 from fusec.ir.ops import OPS
 from fusec.ir.types import AccessMode, Buffer, Extern, Instr, LoopNest, Node, Program, Role
 from fusec.schedule.axes import rewrite_axes
-from fusec.schedule.cost import DeviceModel, device_model
+from fusec.schedule.cost import DeviceModel, device_model, estimate
 from fusec.schedule.merge import join, without_stores
 from fusec.schedule.ranges import Range, mask_ranges
 from fusec.schedule.traffic import traffic
@@ -141,13 +141,11 @@ def _refusal(
     cost = sum(OPS[i.op].cost for i in producer.body if i.op not in ("load", "store", "const"))
     loads = sum(i.op == "load" for i in producer.body)
     evaluations = sum(_points(nest, buffer) for nest in consumers)
-    again = max(evaluations - size, 0)
     moved = traffic(producer.body, producer.axes, table)
     size_bytes = size * table[buffer].itemsize
     read = moved.bytes_read(table)
     share = evaluations / size  # how often each element is computed, all consumers together
     saved = size_bytes * (1 + share) + read * (1 - share)
-    extra = again * (cost + 2 * loads) / device.rate
     if len(consumers) == 1 and cost + loads <= 2:
         return None  # a copy or a cast: reading through it is free
     if len(consumers) > 1 and saved <= 0:
@@ -155,6 +153,8 @@ def _refusal(
             f"{producer.name} reads {read / 1e6:.2f} MB to make {size_bytes / 1e6:.2f} MB: "
             f"too much to read again for {len(consumers)} consumers"
         )
+    again = max(sum(_points(nest, buffer, flat=nest.is_pointwise) for nest in consumers) - size, 0)
+    extra = again * (cost + 2 * loads) / device.rate - sum(_idle(nest, table, device) for nest in consumers)
     if extra > saved / device.bandwidth + (device.launch if len(consumers) == 1 else 0.0):
         return (
             f"computing {producer.name} again {again / size:.1f} times costs {extra * 1e6:.1f} us, "
@@ -163,12 +163,23 @@ def _refusal(
     return None
 
 
-def _points(nest: LoopNest, buffer: str) -> int:
-    """How many values of `buffer` the nest computes when it computes rather than loads them."""
+def _points(nest: LoopNest, buffer: str, flat: bool = False) -> int:
+    """How many values of `buffer` the nest computes when it computes rather than loads them.
+
+    flat: in a kernel with one flattened dimension a value is computed at every point, even where it does not vary.
+    """
     values = varying(nest.body, nest.axes)
     extents = {a.name: as_int(a.extent) or 0 for a in nest.axes}
     found = {a.index for a in nest.loads if a.buffer == buffer}
+    if flat:
+        return len(found) * prod(extents.values())
     return sum(prod(extents[a] for a in index_axes(index, values) if a in extents) for index in found)
+
+
+def _idle(nest: LoopNest, table: Mapping[str, Buffer], device: DeviceModel) -> float:
+    """Seconds of arithmetic a nest can take on while it waits for memory."""
+    cost = estimate(nest, table, device)
+    return max((cost.bytes_read + cost.bytes_written) / device.bandwidth - cost.flops / device.rate, 0.0)
 
 
 def _inlined(
