@@ -11,7 +11,6 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,7 @@ from torch import Tensor, nn
 import fusec
 from fusec.errors import ConfigError, FallbackWarning, TargetError
 
-
-@pytest.fixture(autouse=True)
-def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("FUSEC_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("FUSEC_WORKERS", "0")
-    torch.manual_seed(0)
-    fusec.reset()
-    yield
-    fusec.reset()
+pytestmark = pytest.mark.usefixtures("clean")  # a cache of its own, counters at zero
 
 
 class Block(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,15 +12,7 @@ from torch import Tensor, nn
 import fusec
 from fusec.errors import BuildError, CacheWarning, ConfigError
 
-
-@pytest.fixture(autouse=True)
-def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("FUSEC_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("FUSEC_WORKERS", "0")
-    torch.manual_seed(0)
-    fusec.reset()
-    yield
-    fusec.reset()
+pytestmark = pytest.mark.usefixtures("clean")  # a cache of its own, counters at zero
 
 
 def model() -> nn.Module:

@@ -27,7 +27,7 @@ from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Union
 
-from fusec.ir.index import Expr, IndexLike, axis_symbol, product, symbols_of
+from fusec.ir.index import Expr, IndexLike, as_int, axis_symbol, product, symbols_of
 
 if TYPE_CHECKING:
     import torch
@@ -88,6 +88,11 @@ class Buffer:
     @property
     def itemsize(self) -> int:
         return self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements, each once; 0 where a size is symbolic."""
+        return (as_int(self.numel) or 0) * self.itemsize
 
 
 class AccessMode(Enum):

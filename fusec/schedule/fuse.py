@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from typing import Union
 
 from fusec.config import Config
-from fusec.ir.index import as_int
 from fusec.ir.kernels import FusionDecision
 from fusec.ir.types import Extern, LoopNest, Program, Role
 from fusec.schedule.axes import split_for_linearity, without_unit_axes
@@ -84,7 +83,7 @@ class _Search:
         total = 0
         flows = False
         for name in (set(left.nest.reads) | set(left.nest.writes)) & (set(right.nest.reads) | set(right.nest.writes)):
-            size = (as_int(self.program.table[name].numel) or 0) * self.program.table[name].itemsize
+            size = self.program.table[name].nbytes
             writes = (name in left.nest.writes) or (name in right.nest.writes)
             flows = flows or writes
             total += size * (2 if writes and not self._needed_elsewhere(name, a, b) else 1)

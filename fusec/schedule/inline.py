@@ -52,8 +52,7 @@ def inline(program: Program, config: Config) -> tuple[Program, tuple[FusionDecis
         if coordinates is None:
             continue
         reason = _refusal(producer, nests, buffer, program.table, device)
-        size = as_int(program.table[buffer].numel) or 0
-        saved = 0 if reason else size * program.table[buffer].itemsize * (1 + len(nests))
+        saved = 0 if reason else program.table[buffer].nbytes * (1 + len(nests))
         text = reason or f"{producer.name} is computed where {buffer} is read"
         decisions += [FusionDecision(producer.name, n.name, reason is None, text, saved) for n in nests]
         if reason is not None:
@@ -142,7 +141,7 @@ def _refusal(
     loads = sum(i.op == "load" for i in producer.body)
     evaluations = sum(_points(nest, buffer) for nest in consumers)
     moved = traffic(producer.body, producer.axes, table)
-    size_bytes = size * table[buffer].itemsize
+    size_bytes = table[buffer].nbytes
     read = moved.bytes_read(table)
     share = evaluations / size  # how often each element is computed, all consumers together
     saved = size_bytes * (1 + share) + read * (1 - share)

@@ -1,8 +1,8 @@
 """May two nests share a kernel? A fused nest, or a Refusal whose reason is a sentence.
 
 The rule: bring both onto one set of axes; every value that moves between them must then be read where it was
-written; all reductions must remove the same axes R; every axis outside R must be run over by both sides,
-else one side's work would be repeated by other program instances.
+written; all reductions must remove the same axes R, or some the rows and others the columns (`reduced.py`); every
+axis outside R must be run over by both sides, else one side's work would be repeated by other program instances.
 
     n3 (p0<64, r0<4096): ss[p0] = sum x*x       n7 (p0<64, p1<4096): y[4096*p0 + p1] = x * ss[p0]
     ->  axes (p0<64, r0<4096), R = {r0}; n7 runs over both, n3 too

@@ -43,14 +43,13 @@ def plan_group(group: Group, name: str, table: Mapping[str, Buffer], device: Dev
     """The launch that runs a group."""
     nest = replace(group.nest, body=simplify_body(group.nest.body, group.nest.axes))
     reduced = reduced_axes(nest.body)
-    if any(a.extent == 0 for a in nest.axes if a.name not in reduced):
-        shape = _Shape(nest, (("x", tuple(a.name for a in nest.axes if a.name not in reduced)),))
-        shape = shape if not reduced else _row_shape(nest, reduced, table)
+    if reduced:
+        shape = _row_shape(nest, reduced, table)
+    elif any(a.extent == 0 for a in nest.axes):
+        shape = _Shape(nest, (("x", tuple(a.name for a in nest.axes)),))
     else:
-        shape = _row_shape(nest, reduced, table) if reduced else _pointwise_shape(nest, table)
-    shape = _merged(shape)
-    shape = _renamed(shape)
-    return _finish_plan(group, shape, name, table, device, boundary)
+        shape = _pointwise_shape(nest, table)
+    return _finish_plan(group, _renamed(_merged(shape)), name, table, device, boundary)
 
 
 def _row_shape(nest: LoopNest, reduced: frozenset[str], table: Mapping[str, Buffer]) -> _Shape:
@@ -106,9 +105,9 @@ def _merged(shape: _Shape) -> _Shape:
 def _renamed(shape: _Shape) -> _Shape:
     """Axes named after their dimension (x0, x1, r0): equal kernels get equal text."""
     names = {axis: f"{dim}{i}" for dim, axes in shape.dims for i, axis in enumerate(axes)}
-    staged = {axis: f"~{name}" for axis, name in names.items()}  # no clash while old and new names overlap
-    nest = _rename_axes(_rename_axes(shape.nest, staged), {s: names[a] for a, s in staged.items()})
-    return _Shape(nest, tuple((dim, tuple(names[a] for a in axes)) for dim, axes in shape.dims))
+    return _Shape(
+        _rename_axes(shape.nest, names), tuple((dim, tuple(names[a] for a in axes)) for dim, axes in shape.dims)
+    )
 
 
 def _rename_axes(nest: LoopNest, names: Mapping[str, str]) -> LoopNest:

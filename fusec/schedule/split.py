@@ -91,8 +91,7 @@ def slices_beside(rows: LoopNest, columns: LoopNest, program: Program, device: D
         return 1
     shared = set(rows.reads) & set(columns.reads)
     table = program.table
-    heavy = sum((as_int(table[n].numel) or 0) * table[n].itemsize for n in shared)
-    if 2 * heavy < sum((as_int(table[n].numel) or 0) * table[n].itemsize for n in columns.reads):
+    if 2 * sum(table[n].nbytes for n in shared) < sum(table[n].nbytes for n in columns.reads):
         return 1
     sizes = [
         prod(as_int(a.extent) or 1 for a in nest.axes if (a.name in reduced) == inside)

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,7 @@ from fusec import pipeline
 from fusec.errors import BuildError, CacheWarning, FallbackWarning, FusecError, LoweringError, VerificationError
 from fusec.lowering.registry import LOWERINGS
 
-
-@pytest.fixture(autouse=True)
-def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("FUSEC_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("FUSEC_WORKERS", "0")
-    torch.manual_seed(0)
-    fusec.reset()
-    yield
-    fusec.reset()
+pytestmark = pytest.mark.usefixtures("clean")  # a cache of its own, counters at zero
 
 
 def gated(x: Tensor, y: Tensor) -> Tensor:
