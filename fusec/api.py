@@ -114,6 +114,7 @@ class Backend:
                 example_inputs,
                 compile_graph=_Versioned(self, config),
                 name=self._next_name(),
+                random=config.random,
                 version_limit=config.recompile_limit or VERSION_LIMIT,
                 on_eager=self._on_eager,
             )

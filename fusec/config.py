@@ -16,6 +16,7 @@ from fusec.errors import ConfigError
 
 MODES = ("default", "reduce-overhead", "max-autotune")
 PRECISIONS = ("fast", "eager")
+RANDOM = ("philox", "eager")
 TARGETS = ("cuda", "cpu", "sm_80", "sm_90", "sm_100")
 
 
@@ -36,6 +37,8 @@ class Config:
     cache:       keep compiled kernels on disk.      cache_dir: where; None is the user's cache directory.
     cache_bytes: bound on the cache's size, in bytes.
     workers:     compiler processes; 0 compiles in this process; None chooses from the cores.
+    random:      "philox" draws random numbers inside kernels, from a seed that PyTorch's generator gives each call;
+                 "eager" calls eager mode's own random ops: its stream of numbers, one library call each.
     fusion:      off makes every nest its own kernel (to look for a fault).
     verify:      check the IR after every pass.
     dump:        a directory for every stage as text and every kernel as a script; None is off.
@@ -52,6 +55,7 @@ class Config:
     cache_dir: Path | None = None
     cache_bytes: int = 2 << 30
     workers: int | None = None
+    random: str = _code("philox")
     fusion: bool = _code(True)
     verify: bool = True
     dump: Path | None = None
@@ -103,7 +107,12 @@ def unknown(kind: str, value: object, valid: Iterable[str]) -> str:
     return f"unknown {kind} {value!r};{hint} valid: {', '.join(repr(c) for c in choices)}"
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {"mode": MODES, "precision": PRECISIONS, "target": TARGETS}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "mode": MODES,
+    "precision": PRECISIONS,
+    "target": TARGETS,
+    "random": RANDOM,
+}
 _BOOLS = {"fullgraph", "strict", "cache", "fusion", "verify"}
 _INTS = {"recompile_limit": 1, "cache_bytes": 0, "workers": 0}
 

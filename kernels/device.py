@@ -341,6 +341,31 @@ def shr(a: tl.tensor, b: tl.tensor) -> tl.tensor:
     return a >> tl.where(inside, b, b * 0 + (bits - 1))
 
 
+# -- random numbers -------------------------------------------------------------------------------
+
+
+@triton.jit
+def philox(seed: tl.tensor, index: tl.tensor, word: tl.constexpr) -> tl.tensor:
+    """32 bits of Philox4x32-10 as int32: word 0 to 3 of the block at counter `index` (32 or 64 bits) under `seed`."""
+    index = tl.core.to_tensor(index)  # a literal where a tensor has one element
+    low = index.to(tl.uint32)
+    zero = low * 0
+    if index.dtype.primitive_bitwidth > 32:
+        high = (index >> 32).to(tl.uint32)
+    else:
+        high = zero
+    a, b, c, d = tl.philox(seed, low, high, zero, zero)
+    if word == 0:
+        bits = a
+    elif word == 1:
+        bits = b
+    elif word == 2:
+        bits = c
+    else:
+        bits = d
+    return bits.to(tl.int32, bitcast=True)
+
+
 # -- reductions -----------------------------------------------------------------------------------
 
 

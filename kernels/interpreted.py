@@ -17,6 +17,8 @@ import torch
 import triton.language as tl
 from triton.runtime.interpreter import TensorHandle
 
+from fusec.kernels.philox import philox
+
 Function = Callable[..., Any]
 
 
@@ -99,6 +101,13 @@ def _exp_sum_of(m: Any, s: Any, axis: Any = None) -> Any:
     along = 1 if dim is None else dim
     result = (total * torch.exp(running - running.amax(along, keepdim=True))).sum(along, keepdim=True)
     return _tensor(result, s.dtype.scalar, dim is None)
+
+
+def _philox(seed: Any, index: Any, word: Any) -> Any:
+    """32 random bits at every point, as int32."""
+    bits = philox(_array(seed), _array(index, seed), word.value if isinstance(word, tl.constexpr) else word)
+    scalar = not any(isinstance(o, tl.tensor) and o.type.is_block() for o in (seed, index))
+    return _tensor(bits, tl.int32, scalar)
 
 
 def _step(better: Function) -> Function:
@@ -204,6 +213,7 @@ def _float8(dtype: Any) -> Function:
 device = SimpleNamespace(
     **{name: _elementwise(f) for name, f in {**_UNARY, **_BINARY}.items()},
     **{name: _reduction(f) for name, f in _REDUCTIONS.items()},
+    philox=_philox,
     argmax=_positions(torch.gt),
     argmin=_positions(torch.lt),
     exp_sum_step=_exp_sum_step,

@@ -22,6 +22,7 @@ from torch._decomp import get_decompositions
 from torch.utils._pytree import tree_map_only
 
 from fusec.capture.foreach import foreach_table
+from fusec.capture.random import random_table
 
 # torch._decomp.get_decompositions, torch.utils._pytree: checked with torch 2.11.0 and 2.13.0.
 
@@ -71,7 +72,7 @@ _KEPT_WHOLE = """
     _softmax _log_softmax var var_mean mean sum amax amin prod logsumexp gelu silu sigmoid tanh relu addmm mm bmm
     baddbmm convolution scaled_dot_product_attention _scaled_dot_product_flash_attention
     _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
-    _scaled_dot_product_flash_attention_for_cpu sort topk index gather scatter embedding native_dropout bernoulli
+    _scaled_dot_product_flash_attention_for_cpu sort topk index gather scatter embedding
 """
 KEPT = tuple(_KEPT_WHOLE.split())
 
@@ -177,6 +178,6 @@ def _cached_table() -> dict[Any, Decomposition]:
     return table
 
 
-def decomposition_table() -> dict[Any, Decomposition]:
-    """{OpOverload: function of the same signature}; a fresh dict, free to change."""
-    return dict(_cached_table())
+def decomposition_table(random: str = "philox") -> dict[Any, Decomposition]:
+    """{OpOverload: function of the same signature}; a fresh dict, free to change. random: as in Config."""
+    return {**_cached_table(), **(random_table() if random == "philox" else {})}

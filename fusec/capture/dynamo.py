@@ -36,6 +36,7 @@ from torch.fx import Graph, GraphModule, Node
 from fusec.capture.decompositions import decomposition_table
 from fusec.capture.graph import CapturedGraph, is_symbolic, readable_name, trim_stack
 from fusec.capture.inplace import write_in_place
+from fusec.capture.random import draw_in_kernels
 from fusec.capture.specialize import signature, specialize
 
 # torch._dynamo, torch._functorch, torch._guards: checked with torch 2.11.0 and 2.13.0.
@@ -77,11 +78,13 @@ def backend(
     *,
     compile_graph: CompileGraph,
     name: str = "graph",
+    random: str = "philox",
     version_limit: int | None = None,
     on_eager: Callable[[CapturedGraph, str], None] | None = None,
 ) -> Compiled:
     """Compile Dynamo's graph; `compile_graph` sees one inference graph, or a forward and later a backward.
 
+    random:        "philox" or "eager", as in Config: who draws random numbers.
     name:          of the graph; a backward graph is called `<name>_backward`.
     version_limit: tuples of sizes compiled for one symbolic graph; beyond it new sizes run the aten graph
                    eagerly, and `on_eager(graph, reason)` is told once. None: no limit.
@@ -91,6 +94,8 @@ def backend(
     def compiler(kind: str) -> Callable[[GraphModule, Sequence[Any]], Compiled]:
         def compile_aten(graph_module: GraphModule, inputs: Sequence[Any]) -> Compiled:
             _normalize(graph_module)
+            if random == "philox":
+                draw_in_kernels(graph_module)
             graph = CapturedGraph(
                 graph_module,
                 tuple(inputs),
@@ -109,12 +114,17 @@ def backend(
         fw_compiler=compiler("forward"),
         bw_compiler=compiler("backward"),
         inference_compiler=compiler("inference"),
-        decompositions=decomposition_table(),
-        partition_fn=min_cut_rematerialization_partition,
+        decompositions=decomposition_table(random),
+        partition_fn=_partition_drawing_in_kernels if random == "philox" else min_cut_rematerialization_partition,
         keep_inference_input_mutations=True,  # copy_ in the graph, for `write_in_place`
     )
     compiled: Compiled = compile_function(gm, list(example_inputs))
     return compiled
+
+
+def _partition_drawing_in_kernels(joint: GraphModule, inputs: Any, **options: Any) -> Any:
+    """Forward and backward; what is random becomes a function of saved seeds first, so that both compute it."""
+    return min_cut_rematerialization_partition(draw_in_kernels(joint), inputs, **options)
 
 
 def _normalize(graph_module: GraphModule) -> None:

@@ -255,9 +255,11 @@ class Emitter:
         return self._with_literals(instr, [self._operand(a, narrow=narrow) for a in instr.args])
 
     def _takes_narrow(self, instr: Instr) -> bool:
-        """Comparing an index with a 32-bit number, or with an index, or making it a float, needs no 64 bits."""
+        """Comparing an index with a 32-bit number or an index, making it a float or a counter, needs no 64 bits."""
         if instr.op == "cast":
             return instr.dtype.is_floating_point and self.values[instr.args[0]].narrow
+        if instr.op == "philox":
+            return self.values[instr.args[1]].narrow
         if instr.op not in _COMPARISONS:
             return False
         values = [self.values[a] for a in instr.args]

@@ -69,7 +69,7 @@ def _letters(text: str) -> str:
 def op_name(op: str) -> str:
     """The user's name of an FX op: "aten.native_layer_norm.default" -> "layer_norm"."""
     parts = op.split(".")
-    name = parts[1] if len(parts) > 1 and parts[0] in ("aten", "prims", "torch", "torchvision") else parts[0]
+    name = parts[1] if len(parts) > 1 and parts[0] in ("aten", "prims", "fusec", "torch", "torchvision") else parts[0]
     name = _OP_NAMES.get(name, name)
     name = re.sub(r"[^0-9A-Za-z_]+", "_", name).strip("_")
     return name if name.isidentifier() else "op"

@@ -379,3 +379,4 @@ _row("shr", _shift(">>", "device.shr"))
 for _name, _symbol in (("eq", "=="), ("ne", "!="), ("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">=")):
     _row(_name, _compare(_symbol), literals=True)
 _row("where", _function("tl.where"), literals=True)
+_row("philox", _function("device.philox"), literals=True)

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from fusec.kernels.philox import philox
+
 Evaluate = Callable[..., torch.Tensor]
 
 
@@ -164,6 +166,7 @@ for _name, _comparison in (
     _row(_name, 2, _comparison, result=Result.BOOL)
 
 _row("where", 3, torch.where)  # where(condition: bool, a, b); dtype of a and b
+_row("philox", 3, philox, result=Result.FREE, cost=60)  # (seed, index, word 0..3), int64 -> 32 random bits, int32
 
 # -- reductions -----------------------------------------------------------------------------------
 # attrs: axes. evaluate(value, dims) keeps the reduced dimensions with size 1.

@@ -237,6 +237,11 @@ class NestBuilder:
         check_dtype(dtype, self.float8)
         return self._line("cast", (value.name,), dtype)
 
+    def philox(self, seed: Value, index: Value, word: int) -> Value:
+        """32 random bits as int32: word 0 to 3 of the block that `seed` has at `index`."""
+        words = self.const(word, torch.int64)
+        return self._line("philox", (seed.name, index.name, words.name), torch.int32)
+
     def bitcast(self, value: Value, dtype: torch.dtype) -> Value:
         assert value.dtype.itemsize == dtype.itemsize, f"bitcast of {value} to {dtype}"
         return value if value.dtype is dtype else self._line("bitcast", (value.name,), dtype)

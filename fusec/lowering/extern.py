@@ -30,7 +30,7 @@ LIBRARY_NAMES = """
     _scaled_dot_product_cudnn_attention _scaled_dot_product_attention_math
     _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_fused_attention_overrideable
     sort topk kthvalue median nanmedian mode _unique2 unique_dim unique_consecutive searchsorted bucketize
-    _fft_r2c _fft_c2c _fft_c2r
+    _fft_r2c _fft_c2c _fft_c2r random_seeds
     linalg_qr _linalg_svd _linalg_eigh linalg_inv_ex linalg_cholesky_ex linalg_lu_factor_ex _linalg_solve_ex
     linalg_lu linalg_householder_product _linalg_det _linalg_slogdet triangular_solve cholesky_solve
     lstm gru _cudnn_rnn mkldnn_rnn_layer _embedding_bag grid_sampler_2d grid_sampler_3d ctc_loss _ctc_loss

@@ -50,6 +50,19 @@ def test_unary(op: str, dtype: torch.dtype) -> None:
     compare(pointwise(op, x), tolerance, tolerance, a0=x)
 
 
+@pytest.mark.parametrize("step", [1, (1 << 33) + 7])
+def test_philox(step: int) -> None:
+    """The Triton of the helper gives the bits of its twin on PyTorch tensors; counters of 32 bits and of 64."""
+    build, n = Build(x=1000), 1000
+    build.buffer("seeds", i64, (2,))
+    seed, index = build.load("seeds", build.index(offset=1)), build.position(build.index(x0=step))
+    for word in range(4):
+        build.buffer(f"out{word}", torch.int32, (n,), Role.OUTPUT)
+        bits = build._add("philox", (seed, index, build.const(word, i64)), torch.int32)
+        build.store(f"out{word}", build.index(x0=1), bits)
+    compare(build, 0.0, seeds=torch.tensor([5, -(1 << 62) + 12345]))
+
+
 @pytest.mark.parametrize(
     "op", [n for n in POINTWISE if OPS[n].arity == 2 and n not in BITS | INT_ONLY and calls_a_helper(n, f32)]
 )
