@@ -10,7 +10,6 @@ Enters: KernelPlans. Leaves: hashable keys; a plan with symbols in place of its 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Mapping
 from dataclasses import fields, replace
 
@@ -18,6 +17,7 @@ from fusec.ir.index import as_int, size_symbol
 from fusec.ir.kernels import DimKind, KernelPlan
 from fusec.ir.types import Axis, Buffer, Instr
 from fusec.schedule.axes import rewrite_axes
+from fusec.schedule.once import plain_hint
 
 ALIGNED = 16  # elements: an extent divisible by this keeps masked accesses 16 bytes wide
 SHORT = 1024  # a row's block up to this may as well be this
@@ -39,8 +39,8 @@ _APART = _NOT_IN_TEXT | {"buffers", "phases", "parts"}
 
 
 def _unnamed(buffer: Buffer) -> Hashable:
-    """A buffer but for its name; of its hint the last word, without digits: the weight of any layer is a weight."""
-    hint = re.sub(r"\d+", "", buffer.hint.rsplit(".", 1)[-1])
+    """A buffer but for its name."""
+    hint = plain_hint(buffer)
     return tuple(hint if f.name == "hint" else getattr(buffer, f.name) for f in fields(buffer) if f.name != "name")
 
 

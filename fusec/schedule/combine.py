@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from fusec.ir.index import as_int
 from fusec.ir.kernels import DimKind, FusionDecision, KernelCost, KernelPlan, Schedule, Step, Strategy, Tile
-from fusec.ir.types import Buffer
+from fusec.ir.types import Buffer, LoopNest
 from fusec.schedule.alike import buffers_of, likeness, signature
 from fusec.schedule.cost import DeviceModel
 from fusec.schedule.dependence import Dependence, bits
 from fusec.schedule.memory import plan_memory
+from fusec.schedule.once import Once
 from fusec.schedule.traffic import traffic
 
 MAX_POINTERS = 480  # 8 bytes each, of the 4096 bytes that the arguments of a launch may take
@@ -77,8 +78,9 @@ class _Search:
         return not dependence.ordered(a, b) and not dependence.ordered(b, a) and dependence.between(a, b) is None
 
 
-def combine(schedule: Schedule, device: DeviceModel) -> Schedule:
+def combine(schedule: Schedule, device: DeviceModel, once: Once | None = None) -> Schedule:
     """The schedule with independent kernels in common launches; each leaves a FusionDecision."""
+    once = once or Once()
     search = _Search(Dependence(schedule.steps))
     for position, step in enumerate(schedule.steps):
         if isinstance(step, KernelPlan) and _can_combine(step):
@@ -87,7 +89,7 @@ def combine(schedule: Schedule, device: DeviceModel) -> Schedule:
     if not batches:
         return schedule
     for batch in batches:
-        batch.plan = combined(batch.members, schedule.table, device)
+        batch.plan = combined(batch.members, schedule.table, device, once)
     batches, decisions = _sharing_texts(schedule, batches, device)
     batches, refused = _within_memory(schedule, batches, device)
     decisions += refused
@@ -206,11 +208,11 @@ def _in_order(schedule: Schedule, steps: Sequence[tuple[int, Step]]) -> tuple[St
     for number, (_, step) in enumerate(steps):
         for leaf in step.leaves if isinstance(step, KernelPlan) else (step,):
             owner[leaf.name] = number
-    before = Dependence(schedule.steps).before
+    direct = Dependence(schedule.steps).direct
     needs: list[set[int]] = [set() for _ in steps]
     for position, step in enumerate(schedule.steps):
         mine = owner[step.name]
-        needs[mine] |= {owner[schedule.steps[p].name] for p in bits(before[position])} - {mine}
+        needs[mine] |= {owner[schedule.steps[p].name] for p in bits(direct[position])} - {mine}
     users: list[list[int]] = [[] for _ in steps]
     for number, wanted in enumerate(needs):
         for other in wanted:
@@ -229,7 +231,9 @@ def _in_order(schedule: Schedule, steps: Sequence[tuple[int, Step]]) -> tuple[St
     return tuple(order)
 
 
-def combined(members: Sequence[KernelPlan], table: dict[str, Buffer], device: DeviceModel) -> KernelPlan:
+def combined(
+    members: Sequence[KernelPlan], table: dict[str, Buffer], device: DeviceModel, once: Once | None = None
+) -> KernelPlan:
     """One plan of these; kernels of one text are neighbours, longest first, and share a tile."""
     groups: dict[Hashable, list[KernelPlan]] = {}
     for member in sorted(members, key=lambda p: -p.cost.seconds):  # most programs find their part at the first branch
@@ -250,7 +254,7 @@ def combined(members: Sequence[KernelPlan], table: dict[str, Buffer], device: De
         buffers=buffers_of(parts),
         strategy=first.strategy,
         tile=Tile((), warps, first.tile.num_stages),
-        cost=_cost(parts, table, device),
+        cost=_cost(parts, table, device, once or Once()),
         nests=tuple(chain.from_iterable(p.nests for p in parts)),
         internal=tuple(chain.from_iterable(p.internal for p in parts)),
         boundary=first.boundary,
@@ -276,9 +280,9 @@ def _with_warps(tile: Tile, warps: int, strategy: Strategy) -> Tile:
     return replace(tile, blocks=blocks, num_warps=warps)
 
 
-def _cost(parts: Sequence[KernelPlan], table: dict[str, Buffer], device: DeviceModel) -> KernelCost:
+def _cost(parts: Sequence[KernelPlan], table: dict[str, Buffer], device: DeviceModel, once: Once) -> KernelCost:
     """The sum of the parts with one launch; what several parts read counts once."""
-    read = sum(p.cost.bytes_read for p in parts) - _read_again(parts, table)
+    read = sum(p.cost.bytes_read for p in parts) - _read_again(parts, table, once)
     return KernelCost(
         bytes_read=read,
         bytes_written=sum(p.cost.bytes_written for p in parts),
@@ -289,7 +293,7 @@ def _cost(parts: Sequence[KernelPlan], table: dict[str, Buffer], device: DeviceM
     )
 
 
-def _read_again(parts: Sequence[KernelPlan], table: dict[str, Buffer]) -> int:
+def _read_again(parts: Sequence[KernelPlan], table: dict[str, Buffer], once: Once) -> int:
     """Bytes that more than one part reads, but for the first time. Exact where parts read the same elements."""
     readers: dict[str, int] = {}
     for name in chain.from_iterable(p.reads for p in parts):
@@ -299,13 +303,18 @@ def _read_again(parts: Sequence[KernelPlan], table: dict[str, Buffer]) -> int:
     counts: dict[str, list[int]] = {name: [] for name in shared}
     for part in parts:
         if shared & set(part.reads):
-            read = traffic(part.body, part.axes, table).read
-            for name in shared & set(read):
-                counts[name].append(read[name])
+            read = once(_elements_read, (LoopNest(part.name, part.axes, part.body),), table)
+            for name, elements in read:
+                if name in shared:
+                    counts[name].append(elements)
     for name, found in counts.items():
         union = min(sum(found), as_int(table[name].numel) or 0) if len(set(found)) > 1 else found[0]
         again += (sum(found) - union) * table[name].itemsize
     return again
+
+
+def _elements_read(nests: Sequence[LoopNest], table: Mapping[str, Buffer]) -> tuple[tuple[str, int], ...]:
+    return tuple(traffic(nests[0].body, nests[0].axes, table).read.items())
 
 
 __all__ = ["combine", "combined"]

@@ -13,11 +13,15 @@ from fusec.ir.types import Node
 
 
 class Dependence:
-    """Ancestors and descendants of every live node, by small integer ids."""
+    """Ancestors and descendants of every live node, by small integer ids.
+
+    direct: of the nodes given, those each waits for itself; the others it waits for through these. Merging leaves it.
+    """
 
     def __init__(self, nodes: Sequence[Node | KernelPlan]) -> None:
         self.before: list[int] = []  # bits: nodes that must run earlier
         self.after: list[int] = []
+        self.direct: list[int] = []
         writer: dict[str, int] = {}
         readers: dict[str, int] = {}
         for position, node in enumerate(nodes):
@@ -37,10 +41,12 @@ class Dependence:
             closure = direct
             for other in bits(direct):
                 closure |= self.before[other]
+            self.direct.append(direct)
             self.before.append(closure)
             self.after.append(0)
-            for other in bits(closure):
-                self.after[other] |= 1 << position
+        for position in reversed(range(len(nodes))):
+            for other in bits(self.direct[position]):
+                self.after[other] |= self.after[position] | 1 << position
 
     def ordered(self, a: int, b: int) -> bool:
         """True when a must run before b."""

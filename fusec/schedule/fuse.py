@@ -10,18 +10,19 @@ Every answer leaves a FusionDecision.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Union
 
 from fusec.config import Config
 from fusec.ir.kernels import FusionDecision
-from fusec.ir.types import Extern, LoopNest, Program, Role
+from fusec.ir.types import Buffer, Extern, LoopNest, Program, Role
 from fusec.schedule.axes import split_for_linearity, without_unit_axes
 from fusec.schedule.cost import DeviceModel, device_model, estimate
 from fusec.schedule.dependence import Dependence
 from fusec.schedule.legality import Refusal, fuse_nests, with_reduction_kinds
 from fusec.schedule.merge import with_unique_values, without_stores
+from fusec.schedule.once import Once
 
 MANY_READERS = 24  # a buffer with more readers (a scalar, a mask) suggests no pairs among them
 
@@ -44,6 +45,7 @@ class _Search:
     program: Program
     config: Config
     device: DeviceModel
+    once: Once
     dependence: Dependence
     items: dict[int, Item]
     readers: dict[str, set[int]] = field(default_factory=dict)
@@ -105,24 +107,12 @@ class _Search:
             name = self._name(middle)
             self._decide(left, right, False, f"{name} must run between {left.nest.name} and {right.nest.name}")
             return
-        fused = fuse_nests(left.nest, right.nest, self.config.precision)
-        if isinstance(fused, Refusal):
-            self._decide(left, right, False, fused.reason)
-            return
-        internal = frozenset(name for name in fused.writes if not self._needed_elsewhere(name, a, b))
-        fused = with_reduction_kinds(replace(fused, name=left.nest.name, body=without_stores(fused.body, internal)))
-        table = self.program.table
-        costs = [estimate(n, table, self.device) for n in (left.nest, right.nest, fused)]
-        saved = costs[0].seconds + costs[1].seconds - costs[2].seconds
-        bytes_saved = (
-            sum(c.bytes_read + c.bytes_written for c in costs[:2]) - costs[2].bytes_read - costs[2].bytes_written
-        )
-        if saved < 0:
-            reason = f"one kernel would take {-saved * 1e6:.1f} us longer: it fills the device less well"
-            self._decide(left, right, False, reason, bytes_saved, saved)
-            return
-        self._decide(left, right, True, _why(bytes_saved, internal), bytes_saved, saved)
-        self._replace(a, b, left, right, fused, tuple(sorted(internal)))
+        needed = tuple(self._needed_elsewhere(name, a, b) for nest in (left.nest, right.nest) for name in nest.writes)
+        pair = (left.nest, right.nest)
+        answer = self.once(_fusion, pair, self.program.table, needed, self.config.precision, self.device)
+        self._decide(left, right, answer.nest is not None, answer.reason, answer.bytes_saved, answer.seconds_saved)
+        if answer.nest is not None:
+            self._replace(a, b, left, right, answer.nest, answer.internal)
 
     def _replace(self, a: int, b: int, left: Group, right: Group, fused: LoopNest, internal: tuple[str, ...]) -> None:
         new = self.dependence.merge(a, b)
@@ -156,6 +146,41 @@ class _Search:
         return "another node" if item is None else item.name if isinstance(item, Extern) else item.nest.name
 
 
+@dataclass(frozen=True, slots=True)
+class _Fusion:
+    """nest: both as one, None when refused. internal: buffers that are then no longer stored."""
+
+    nest: LoopNest | None
+    reason: str
+    bytes_saved: int = 0
+    seconds_saved: float = 0.0
+    internal: tuple[str, ...] = ()
+
+
+def _fusion(
+    nests: Sequence[LoopNest],
+    table: Mapping[str, Buffer],
+    needed: tuple[bool, ...],
+    precision: str,
+    device: DeviceModel,
+) -> _Fusion:
+    """Whether two nests become one. needed: which of the buffers they write, in order, someone else reads."""
+    left, right = nests
+    fused = fuse_nests(left, right, precision)
+    if isinstance(fused, Refusal):
+        return _Fusion(None, fused.reason)
+    kept = {name for name, wanted in zip((*left.writes, *right.writes), needed, strict=True) if wanted}
+    internal = frozenset(fused.writes) - kept
+    fused = with_reduction_kinds(replace(fused, name=left.name, body=without_stores(fused.body, internal)))
+    costs = [estimate(n, table, device) for n in (left, right, fused)]
+    saved = costs[0].seconds + costs[1].seconds - costs[2].seconds
+    bytes_saved = sum(c.bytes_read + c.bytes_written for c in costs[:2]) - costs[2].bytes_read - costs[2].bytes_written
+    if saved < 0:
+        reason = f"one kernel would take {-saved * 1e6:.1f} us longer: it fills the device less well"
+        return _Fusion(None, reason, bytes_saved, saved)
+    return _Fusion(fused, _why(bytes_saved, internal), bytes_saved, saved, tuple(sorted(internal)))
+
+
 def _why(bytes_saved: int, internal: frozenset[str]) -> str:
     kept = f", {', '.join(sorted(internal))} never reaches memory" if internal else ""
     return f"saves {bytes_saved / 1e6:.2f} MB and a launch{kept}"
@@ -166,12 +191,22 @@ def prepared(nest: LoopNest) -> LoopNest:
     return with_unique_values(split_for_linearity(without_unit_axes(nest)))
 
 
-def fuse(program: Program, config: Config) -> tuple[tuple[Item, ...], tuple[FusionDecision, ...]]:
+def _prepared(nests: Sequence[LoopNest], _table: Mapping[str, Buffer]) -> LoopNest:
+    return prepared(nests[0])
+
+
+def fuse(
+    program: Program, config: Config, once: Once | None = None
+) -> tuple[tuple[Item, ...], tuple[FusionDecision, ...]]:
     """Group the nests of a program; the result is in an order that respects every dependence."""
+    once = once or Once()
     items: dict[int, Item] = {}
     for position, node in enumerate(program.nodes):
-        items[position] = node if isinstance(node, Extern) else Group(prepared(node), (node.name,), position)
-    search = _Search(program, config, device_model(config.target), Dependence(program.nodes), items)
+        if isinstance(node, Extern):
+            items[position] = node
+        else:
+            items[position] = Group(once(_prepared, (node,), program.table), (node.name,), position)
+    search = _Search(program, config, device_model(config.target), once, Dependence(program.nodes), items)
     for position, node in enumerate(program.nodes):
         for name in node.reads:
             search.readers.setdefault(name, set()).add(position)

@@ -11,8 +11,8 @@ each element about once, for several when the producer's inputs are no larger th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -26,12 +26,14 @@ from fusec.ir.types import AccessMode, Buffer, Extern, Instr, LoopNest, Node, Pr
 from fusec.schedule.axes import rewrite_axes
 from fusec.schedule.cost import DeviceModel, device_model, estimate
 from fusec.schedule.merge import join, without_stores
+from fusec.schedule.once import Once
 from fusec.schedule.ranges import Range, mask_ranges
 from fusec.schedule.traffic import traffic
 
 
-def inline(program: Program, config: Config) -> tuple[Program, tuple[FusionDecision, ...]]:
+def inline(program: Program, config: Config, once: Once | None = None) -> tuple[Program, tuple[FusionDecision, ...]]:
     """Move cheap pointwise producers into their consumers; buffers nobody reads any more disappear."""
+    once = once or Once()
     device = device_model(config.target)
     nodes: list[Node | None] = list(program.nodes)
     decisions: list[FusionDecision] = []
@@ -48,17 +50,17 @@ def inline(program: Program, config: Config) -> tuple[Program, tuple[FusionDecis
         nests = [n for n in (nodes[p] for p in consumers) if isinstance(n, LoopNest)]
         if not nests:
             continue
-        coordinates = _inverse(producer, store.access.index)
-        if coordinates is None:
+        answer = once(_inlining, (producer, *nests), program.table, device, config.precision, buffer=buffer)
+        if answer is None:
             continue
-        reason = _refusal(producer, nests, buffer, program.table, device)
+        reason = answer.reason
         saved = 0 if reason else program.table[buffer].nbytes * (1 + len(nests))
         text = reason or f"{producer.name} is computed where {buffer} is read"
         decisions += [FusionDecision(producer.name, n.name, reason is None, text, saved) for n in nests]
         if reason is not None:
             continue
-        for p, nest in zip(consumers, nests, strict=True):
-            nodes[p] = _inlined(producer, store, coordinates, nest, buffer, config.precision)
+        for p, nest in zip(consumers, answer.consumers, strict=True):
+            nodes[p] = nest
             for name in producer.reads:
                 readers.setdefault(name, [])
                 if p not in readers[name]:
@@ -68,6 +70,30 @@ def inline(program: Program, config: Config) -> tuple[Program, tuple[FusionDecis
     used = {b for n in kept for b in (*n.reads, *n.writes)} | program.returned
     buffers = tuple(b for b in program.buffers if b.name in used or b.role in (Role.INPUT, Role.CONSTANT))
     return replace(program, nodes=kept, buffers=buffers), tuple(decisions)
+
+
+@dataclass(frozen=True, slots=True)
+class _Inlining:
+    """reason: why not, or None. consumers: with the producer's lines in place of their loads."""
+
+    reason: str | None
+    consumers: tuple[LoopNest, ...] = ()
+
+
+def _inlining(
+    nests: Sequence[LoopNest], table: Mapping[str, Buffer], device: DeviceModel, precision: str, buffer: str
+) -> _Inlining | None:
+    """A producer and the consumers of its buffer; None when its lines cannot be computed from an element's offset."""
+    producer, *consumers = nests
+    store = _only_store(producer)
+    assert store is not None and store.access is not None, "asked of producers with one store"
+    coordinates = _inverse(producer, store.access.index)
+    if coordinates is None:
+        return None
+    reason = _refusal(producer, consumers, buffer, table, device)
+    if reason is not None:
+        return _Inlining(reason)
+    return _Inlining(None, tuple(_inlined(producer, store, coordinates, c, buffer, precision) for c in consumers))
 
 
 def _escaping(program: Program) -> frozenset[str]:

@@ -9,7 +9,7 @@ in registers when they suffice, else looped, one phase a pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -21,9 +21,11 @@ from fusec.schedule.algebra import simplify_body
 from fusec.schedule.axes import merge_axes, rewrite_axes
 from fusec.schedule.cost import PERSISTENT_LIMIT, DeviceModel, estimate, max_live
 from fusec.schedule.fuse import Group
+from fusec.schedule.once import Once
 from fusec.schedule.online import online_sums
 from fusec.schedule.phases import split_phases
 from fusec.schedule.reduced import ReducedShape, reduced_axes, reduced_shape
+from fusec.schedule.split import is_workspace
 from fusec.schedule.strides import axis_order, unit_axis_of, weighted_accesses
 
 MIN_TILE_EXTENT = 8  # a shorter contiguous run gains nothing from a second tile dimension
@@ -39,9 +41,18 @@ class _Shape:
     dims: tuple[tuple[str, tuple[str, ...]], ...]
 
 
-def plan_group(group: Group, name: str, table: Mapping[str, Buffer], device: DeviceModel, boundary: str) -> KernelPlan:
+def plan_group(
+    group: Group, name: str, table: Mapping[str, Buffer], device: DeviceModel, boundary: str, once: Once | None = None
+) -> KernelPlan:
     """The launch that runs a group."""
-    nest = replace(group.nest, body=simplify_body(group.nest.body, group.nest.axes))
+    plan = (once or Once())(_plan, (group.nest,), table, device)
+    return replace(plan, name=name, nests=group.members, internal=group.internal, boundary=boundary)
+
+
+def _plan(nests: Sequence[LoopNest], table: Mapping[str, Buffer], device: DeviceModel) -> KernelPlan:
+    """The launch that runs one nest; its name and what it covers are not filled in."""
+    (nest,) = nests
+    nest = replace(nest, body=simplify_body(nest.body, nest.axes))
     reduced = reduced_axes(nest.body)
     if reduced:
         shape = _row_shape(nest, reduced, table)
@@ -49,7 +60,7 @@ def plan_group(group: Group, name: str, table: Mapping[str, Buffer], device: Dev
         shape = _Shape(nest, (("x", tuple(a.name for a in nest.axes)),))
     else:
         shape = _pointwise_shape(nest, table)
-    return _finish_plan(group, _renamed(_merged(shape)), name, table, device, boundary)
+    return _finish_plan(_renamed(_merged(shape)), table, device)
 
 
 def _row_shape(nest: LoopNest, reduced: frozenset[str], table: Mapping[str, Buffer]) -> _Shape:
@@ -126,9 +137,7 @@ def _sorted_reduction(instr: Instr, order: Mapping[str, int]) -> Instr:
     return replace(instr, attrs=tuple((k, axes if k == "axes" else v) for k, v in instr.attrs))
 
 
-def _finish_plan(
-    group: Group, shape: _Shape, name: str, table: Mapping[str, Buffer], device: DeviceModel, boundary: str
-) -> KernelPlan:
+def _finish_plan(shape: _Shape, table: Mapping[str, Buffer], device: DeviceModel) -> KernelPlan:
     nest = replace(shape.nest, body=renumber(shape.nest.body))
     cost = estimate(nest, table, device)
     reduced = reduced_axes(nest.body)
@@ -146,7 +155,7 @@ def _finish_plan(
     dims = tuple(d for d in dims if d.axes) or dims[:1]
     buffers = tuple(table[b] for b in dict.fromkeys((*nest.reads, *nest.writes)))
     return KernelPlan(
-        name=name,
+        name="",
         axes=nest.axes,
         dims=dims,
         phases=phases,
@@ -154,9 +163,6 @@ def _finish_plan(
         strategy=strategy,
         tile=_only(tiles[0], dims),
         cost=cost,
-        nests=group.members,
-        internal=group.internal,
-        boundary=boundary,
         candidates=tuple(_only(t, dims) for t in tiles[1:]),
     )
 
@@ -187,7 +193,7 @@ def _strategy(
         return Strategy.FLAT, _flat(extents["x"], nest, table, live, device), ""
     if "q" in extents:
         return Strategy.ROW_AND_COLUMN, _row_and_column_tiles(nest, extents, live), "q"
-    split = any(b.endswith("_partial") for b in nest.writes)
+    split = any(is_workspace(table[b]) for b in nest.writes)
     units = _heavy_unit_axes(nest, table)
     if units and units[0] not in reduced and extents["x"] > 1:
         tiles, looped = _column_tiles(extents, live)

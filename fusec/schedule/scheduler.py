@@ -10,66 +10,84 @@ combine  independent small launches into one
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fusec.config import Config
 from fusec.ir.kernels import FusionDecision, Schedule, Step
 from fusec.ir.types import Extern, Program, Role
 from fusec.schedule.combine import combine
 from fusec.schedule.cost import device_model
-from fusec.schedule.fuse import Item, fuse
+from fusec.schedule.fuse import Group, Item, fuse
 from fusec.schedule.inline import inline
+from fusec.schedule.once import Once
 from fusec.schedule.plan import plan_group
-from fusec.schedule.split import split_reductions
+from fusec.schedule.split import is_workspace, split_reductions
 
 
-def schedule(program: Program, config: Config) -> Schedule:
-    """Decide which nests share a launch, and how each launch is tiled."""
+def schedule(program: Program, config: Config, once: Once | None = None) -> Schedule:
+    """Decide which nests share a launch, and how each launch is tiled. once: answers to take, and to add to."""
+    once = once or Once()
     device = device_model(config.target)
     decisions: tuple[FusionDecision, ...] = ()
     if config.fusion:
-        program, decisions = inline(program, config)
-    items, grouped = fuse(program, config)
+        program, decisions = inline(program, config, once)
+    items, grouped = fuse(program, config, once)
     if config.fusion:
-        split = split_reductions(program, items, device)
+        split = split_reductions(program, items, device, once)
         if split is not None:
             program = split
-            items, grouped = fuse(program, config)
+            items, grouped = fuse(program, config, once)
     decisions = (*decisions, *grouped)
     table = program.table
+    boundaries = _Boundaries.of(items, program, decisions)
     steps: list[Step] = []
     for item in items:
         if isinstance(item, Extern):
             steps.append(item)
         else:
-            boundary = _boundary(item.nest.writes, item.members, items, program, decisions)
-            steps.append(plan_group(item, f"k{len(steps)}", table, device, boundary))
+            steps.append(plan_group(item, f"k{len(steps)}", table, device, boundaries.of_group(item), once))
     used = {b for step in steps for b in (*step.reads, *step.writes)} | program.returned
     kept = tuple(b for b in program.buffers if b.name in used or b.role in (Role.INPUT, Role.CONSTANT))
     inputs, outputs = program.inputs, program.outputs
     planned = Schedule(program.name, kept, tuple(steps), inputs, outputs, decisions, program.constants)
-    return combine(planned, device) if config.fusion else planned
+    return combine(planned, device, once) if config.fusion else planned
 
 
-def _boundary(
-    writes: Sequence[str],
-    members: Sequence[str],
-    items: Sequence[Item],
-    program: Program,
-    decisions: Sequence[FusionDecision],
-) -> str:
-    """Why a kernel ends where it ends: what takes its results, or why the next nest is not in it."""
-    if any(name.endswith("_partial") for name in writes):
-        return "programs hold slices of a reduction; a small kernel finishes it"
-    for name in writes:
+@dataclass(frozen=True, slots=True)
+class _Boundaries:
+    """Why kernels end where they end: what takes their results, or why the next nest is not in them.
+
+    calls:    the first library call that reads a buffer.
+    refusals: by nest, why it is not with the last one it was tried with, and when that was.
+    """
+
+    program: Program
+    calls: dict[str, Extern]
+    refusals: dict[str, tuple[int, str]]
+
+    @classmethod
+    def of(cls, items: Sequence[Item], program: Program, decisions: Sequence[FusionDecision]) -> _Boundaries:
+        calls: dict[str, Extern] = {}
         for item in items:
-            if isinstance(item, Extern) and name in item.reads:
-                return f"{name} goes to {_target(item)}, a library call"
-    for decision in reversed(decisions):
-        if not decision.accepted and decision.producer in members:
-            return decision.reason
-    if any(name in program.returned for name in writes):
-        return "its result leaves the graph"
-    return "nothing else reads or shares its data"
+            if isinstance(item, Extern):
+                for name in item.reads:
+                    calls.setdefault(name, item)
+        refusals = {d.producer: (i, d.reason) for i, d in enumerate(decisions) if not d.accepted}
+        return cls(program, calls, refusals)
+
+    def of_group(self, group: Group) -> str:
+        writes = group.nest.writes
+        if any(is_workspace(self.program.table[name]) for name in writes):
+            return "programs hold slices of a reduction; a small kernel finishes it"
+        for name in writes:
+            if name in self.calls:
+                return f"{name} goes to {_target(self.calls[name])}, a library call"
+        refused = [self.refusals[name] for name in group.members if name in self.refusals]
+        if refused:
+            return max(refused)[1]
+        if any(name in self.program.returned for name in writes):
+            return "its result leaves the graph"
+        return "nothing else reads or shares its data"
 
 
 def _target(item: Extern) -> str:

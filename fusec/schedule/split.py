@@ -15,7 +15,7 @@ It is decided after fusion, on groups whose rows cannot fill the device, and the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import permutations
 from math import prod
@@ -29,26 +29,36 @@ from fusec.ir.types import Access, AccessMode, Axis, AxisKind, Buffer, Instr, Lo
 from fusec.schedule.axes import merge_axes, rewrite_axes, without_unit_axes
 from fusec.schedule.cost import DeviceModel, splitting_pays
 from fusec.schedule.fuse import MANY_READERS, Group, Item
+from fusec.schedule.once import Once
 from fusec.schedule.reduced import WHOLE_LIMIT, reduced_axes
 from fusec.schedule.strides import unit_axis
 
 MIN_POINTS = 1 << 15  # a reduction below this many points is over before a second launch would start
 PROGRAMS_PER_MULTIPROCESSOR = 4
 MIN_ROWS = 8  # rows a row-and-column program walks along at least
+WORKSPACE = "partial"  # the hint of a buffer of partial results
 MIN_SLICE = 1024  # points of one slice, so that a program has something to do
 
 
-def split_reductions(program: Program, items: Sequence[Item], device: DeviceModel) -> Program | None:
+def is_workspace(buffer: Buffer) -> bool:
+    """True for the memory between the slices of a reduction and what finishes it."""
+    return buffer.role is Role.TEMPORARY and buffer.hint == WORKSPACE
+
+
+def split_reductions(
+    program: Program, items: Sequence[Item], device: DeviceModel, once: Once | None = None
+) -> Program | None:
     """The program with the reductions of starving groups split, or None when there is none."""
+    once = once or Once()
     wanted: dict[str, int] = {}
     groups = [item for item in items if isinstance(item, Group)]
     for group in groups:
-        slices = slices_for(group.nest, device)
-        if slices > 1 and splitting_pays(group.nest, program.table, device):
+        slices = once(_slices, (group.nest,), program.table, device)
+        if slices > 1:
             wanted.update(dict.fromkeys(group.members, slices))
     beside: dict[str, int] = {}
     for rows, columns in _reading_together(groups):
-        slices = slices_beside(rows.nest, columns.nest, program, device)
+        slices = once(_slices_beside, (rows.nest, columns.nest), program.table, device)
         if slices > 1:
             beside.update((name, max(slices, beside.get(name, 1))) for name in columns.members)
     wanted |= beside
@@ -81,7 +91,18 @@ def _reading_together(groups: Sequence[Group]) -> Iterator[tuple[Group, Group]]:
         yield reducing[i], reducing[j]
 
 
-def slices_beside(rows: LoopNest, columns: LoopNest, program: Program, device: DeviceModel) -> int:
+def _slices(nests: Sequence[LoopNest], table: Mapping[str, Buffer], device: DeviceModel) -> int:
+    (nest,) = nests
+    slices = slices_for(nest, device)
+    return slices if slices > 1 and splitting_pays(nest, table, device) else 1
+
+
+def _slices_beside(nests: Sequence[LoopNest], table: Mapping[str, Buffer], device: DeviceModel) -> int:
+    rows, columns = nests
+    return slices_beside(rows, columns, table, device)
+
+
+def slices_beside(rows: LoopNest, columns: LoopNest, table: Mapping[str, Buffer], device: DeviceModel) -> int:
     """How many slices to cut a reduction along columns into, so that it can share one read with one along rows.
 
     x.sum(1) and x.sum(0): each program then walks over its slice of rows, finishes every row and adds up the columns.
@@ -90,7 +111,6 @@ def slices_beside(rows: LoopNest, columns: LoopNest, program: Program, device: D
     if not across or not along or unit_axis(rows) not in across or unit_axis(columns) in along:
         return 1
     shared = set(rows.reads) & set(columns.reads)
-    table = program.table
     if 2 * sum(table[n].nbytes for n in shared) < sum(table[n].nbytes for n in columns.reads):
         return 1
     sizes = [
@@ -150,7 +170,7 @@ def _split(nest: LoopNest, slices: int, program: Program) -> tuple[LoopNest, Loo
         _contiguous([as_int(a.extent) or 1 for a in (outer, *kept)]),
         device,
         Role.TEMPORARY,
-        "partial",
+        WORKSPACE,
     )
     where = linearize([a.symbol for a in (outer, *kept)], workspace.strides)  # slices apart, rows adjacent
     partial = _partial(flat, reduction, axis, outer, inner, extent, Access(workspace.name, where, AccessMode.STORE))
@@ -232,4 +252,4 @@ def _contiguous(extents: Sequence[int]) -> tuple[int, ...]:
     return tuple(prod(extents[i + 1 :]) for i in range(len(extents)))
 
 
-__all__ = ["slices_for", "split_reductions"]
+__all__ = ["is_workspace", "slices_for", "split_reductions"]
