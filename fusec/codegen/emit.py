@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from fusec.codegen.addresses import Addresses, Section
-from fusec.codegen.analysis import Analysis, Part, Region, reduced_dims
+from fusec.codegen.analysis import Analysis, Part, Region, reduced_dims, spread_of
 from fusec.codegen.hints import Hints
 from fusec.codegen.names import Names
 from fusec.codegen.padding import Padding
@@ -417,18 +417,28 @@ class Emitter:
         assert instr.access is not None
         pointer, mask = self._address(instr, instr.args[1] if len(instr.args) > 1 else None)
         operand = self._operand(instr.args[0])
+        for count in self._repeats(instr):
+            operand = Operand(Text(f"{operand.text.wrap(MUL)} * {count}", MUL), operand.dtype)
         text = operand.text
         if not operand.is_literal and not stores_implicitly(operand.dtype, instr.dtype):
             text = convert(text, operand.dtype, instr.dtype)
         arguments = [pointer, text.text, *([mask] if mask else [])]
-        if instr.access.mode is AccessMode.ATOMIC_ADD:
-            self.section.lines.append(f'tl.atomic_add({", ".join(arguments)}, sem="relaxed")')
+        if instr.access.mode.is_atomic:
+            self.section.lines.append(f'tl.{instr.access.mode.value}({", ".join(arguments)}, sem="relaxed")')
             return
         if len(text.text) > MAX_LINE and self.values[instr.args[0]].ops:
             self._name(self.plan.body[self.analysis.defined[instr.args[0]]], self.values[instr.args[0]])
             self._store(instr)
             return
         self.section.lines.append(f"tl.store({', '.join(arguments)})")
+
+    def _repeats(self, instr: Instr) -> list[str]:
+        """A sum takes in its value once a point of the axes it counts: the extents of those nothing varies along."""
+        if not instr.axes:
+            return []
+        spread = spread_of(instr, self.analysis.varying, {a.name: d.name for d in self.dims for a in d.axes})
+        counted = [d for d in self.dims if d.name not in spread and any(a.name in instr.axes for a in d.axes)]
+        return [self.addresses.extent(d) for d in counted]
 
     def _address(self, instr: Instr, condition: str | None) -> tuple[str, str]:
         """(pointer text, mask text or "") of an access."""
@@ -437,12 +447,14 @@ class Emitter:
         spread = self.addresses.spread(flat)
         name = self.pointers[instr.access.buffer]
         pointer = name if as_int(flat) == 0 else f"{name} + {self.addresses.offset(flat)}"
-        masked = frozenset(d for d in spread if self.by_name[d].mask is not None)
-        terms = [Text(self.addresses.mask(masked), ATOM)] if masked else []
         wider: frozenset[str] = frozenset()
+        if instr.op == "store" and instr.access.mode is not AccessMode.STORE:  # points may share an address
+            wider = frozenset().union(*(self.analysis.varying[a] for a in instr.args)) - spread
+        masked = frozenset(d for d in spread | wider if self.by_name[d].mask is not None)
+        terms = [Text(self.addresses.mask(masked), ATOM)] if masked else []
         if condition is not None:
             terms.append(self._operand(condition).text)
-            wider = self.analysis.varying[condition] - spread
+            wider |= self.analysis.varying[condition] - spread
         if wider or (len(self.dims) > 1 and not spread and (instr.op != "load" or condition is not None)):
             # A scalar pointer takes no block, not even one of a single element.
             pointer = f"tl.broadcast_to({pointer}, {self.addresses.shape(spread | wider)})"

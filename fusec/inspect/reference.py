@@ -49,10 +49,16 @@ def load(tensor, index, mask, other):
     return torch.where(mask, memory[index.clamp(0, memory.numel() - 1)], other)
 
 
-def put(tensor, index, value, mask=True, add=False):
-    """Write (or add) `value` at `index` where `mask` holds."""
-    index, value, mask = torch.broadcast_tensors(index, value, torch.as_tensor(mask, device=index.device))
-    flat(tensor).index_put_((index[mask],), value[mask].to(tensor.dtype), accumulate=add)
+def put(tensor, index, value, mask=True, how="store", shape=()):
+    """Write `value` at `index` where `mask` holds, or add it once a point of `shape`, or keep the extreme."""
+    mask = torch.as_tensor(mask, device=index.device)
+    shape = torch.broadcast_shapes(index.shape, value.shape, mask.shape, shape)
+    index, value, mask = (t.expand(shape) for t in (index, value, mask))
+    index, value = index[mask], value[mask].to(tensor.dtype)
+    if how in ("atomic_max", "atomic_min"):
+        flat(tensor).scatter_reduce_(0, index, value, "a" + how[-3:])
+    else:
+        flat(tensor).index_put_((index,), value, accumulate=how == "atomic_add")
 '''.strip("\n")
 
 # Ops whose meaning is not `torch.<evaluate.__name__>(operands)`. {0}, {1}: operands; {dims}, {dtype}.
@@ -156,8 +162,10 @@ class _Writer:
         access = instr.access
         if access is not None and instr.op != "load":
             mask = f", {args[1]}" if len(args) > 1 else ""
-            add = ", add=True" if access.mode is AccessMode.ATOMIC_ADD else ""
-            return f"put({self.names[access.buffer]}, {self.index_text(access.index)}, {args[0]}{mask}{add})"
+            how = "" if access.mode is AccessMode.STORE else f', how="{access.mode.value}"'
+            if instr.axes:
+                how += f", shape={[as_int(a.extent) if a.name in instr.axes else 1 for a in self.plan.axes]}"
+            return f"put({self.names[access.buffer]}, {self.index_text(access.index)}, {args[0]}{mask}{how})"
         assert instr.out is not None
         return f"{identifier(instr.out)} = {self.value_text(instr, args)}"
 

@@ -26,6 +26,8 @@ from fusec.ir.types import AccessMode, Axis, Buffer, Extern, Instr, LoopNest, Ou
 
 __all__ = ["evaluate_nest", "evaluate_program", "evaluate_schedule", "storage_size"]
 
+_EXTREMES = {AccessMode.ATOMIC_MAX: "amax", AccessMode.ATOMIC_MIN: "amin"}
+
 Memory = MutableMapping[str, torch.Tensor]
 Observer = Callable[[str, Instr, torch.Tensor], None]
 Sizes = Mapping[str, int]
@@ -106,11 +108,17 @@ class _Nest:
         if storage.numel() == 0:
             return
         operands = [self.values[a] for a in instr.args]
-        index, value, *mask = _broadcast(self.offsets(instr.access.index), *operands)
+        index = self.offsets(instr.access.index)
+        counted = {self.position[a] for a in instr.axes}  # a sum takes in every point of these
+        index = index.expand([n if d in counted else m for d, (n, m) in enumerate(zip(self.extents, index.shape))])
+        index, value, *mask = _broadcast(index, *operands)
         if mask:
             index, value = index[mask[0]], value[mask[0]]
-        add = instr.access.mode is AccessMode.ATOMIC_ADD
-        storage.index_put_((index.reshape(-1),), value.reshape(-1).to(storage.dtype), accumulate=add)
+        index, value = index.reshape(-1), value.reshape(-1).to(storage.dtype)
+        if instr.access.mode in _EXTREMES:
+            storage.scatter_reduce_(0, index, value, _EXTREMES[instr.access.mode])
+        else:
+            storage.index_put_((index,), value, accumulate=instr.access.mode is AccessMode.ATOMIC_ADD)
 
     def reduce(self, instr: Instr, operands: list[torch.Tensor]) -> torch.Tensor:
         # A value that does not vary along a reduced axis still counts once a point: sum of 1 over r0<8 is 8.

@@ -51,7 +51,7 @@ _DTYPES = {name: dtype for dtype, name in SHORT_NAMES.items()}
 _BUFFER = re.compile(r"(in|out|tmp|const)\s+(\w+): (\w+)\[(.*?)\] \((.*?)\) (\S+)(?: '(.*)')?$")
 _NEST = re.compile(r"nest (\S+) \((.*)\):$")
 _EXTERN = re.compile(r"extern (\S+): (?:(.*?) = )?([\w.]+)\((.*)\)(?: mutates (.*))?$")
-_STORE = re.compile(r"(store|atomic_add) (\w+)\[(.*?)\], (%\w+)(?:, mask=(%\w+))?$")
+_STORE = re.compile(r"(store|overwrite|atomic_\w+) (\w+)\[(.*?)\], (%\w+)(?:, mask=(%\w+))?(?: over (\w+(?:, \w+)*))?$")
 _VALUE = re.compile(r"(%\w+):(\w+) = (\w+) ?(.*)$")
 _LOAD = re.compile(r"(\w+)\[(.*?)\](?:, mask=(%\w+), other=(\S+))?$")
 _VIEW = re.compile(r"(\w+)\[([^\[\]]*)\]\(([^()]*)\)(?: \+ (\d+))?")
@@ -118,10 +118,10 @@ def parse_instr(line: str, axes: Mapping[str, Axis], table: Mapping[str, Buffer]
     """One SSA line without its comment."""
     store = _STORE.match(line)
     if store:
-        verb, buffer, index, value, mask = store.groups()
-        mode = AccessMode.STORE if verb == "store" else AccessMode.ATOMIC_ADD
-        args = (value, mask) if mask else (value,)
-        return Instr(None, "store", args, table[buffer].dtype, Access(buffer, parse_expr(index, axes), mode))
+        verb, buffer, index, value, mask, over = store.groups()
+        access = Access(buffer, parse_expr(index, axes), AccessMode(verb))
+        counted = (("axes", tuple(over.split(", "))),) if over else ()
+        return Instr(None, "store", (value, mask) if mask else (value,), table[buffer].dtype, access, counted)
     match = _VALUE.match(line)
     if match is None or match.group(3) not in OPS:
         raise FusecError(f"cannot read {line!r} as an instruction")

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from fusec.ir.kernels import KernelCost, KernelPlan, Schedule
-from fusec.ir.types import AccessMode, Attr, Axis, Buffer, Extern, Instr, LoopNest, Origin, Output, Program, TensorView
+from fusec.ir.types import Attr, Axis, Buffer, Extern, Instr, LoopNest, Origin, Output, Program, TensorView
 
 __all__ = [
     "dtype_name",
@@ -74,9 +74,10 @@ def format_instr(instr: Instr) -> str:
     """One SSA line without its comment: `%3:f32 = sum %2 over r0`, `store ss[p0], %3, mask=%4`."""
     place = "" if instr.access is None else f"{instr.access.buffer}[{instr.access.index}]"
     if instr.op == "store":
-        verb = "atomic_add" if instr.access is not None and instr.access.mode is AccessMode.ATOMIC_ADD else "store"
+        verb = "store" if instr.access is None else instr.access.mode.value
         value, *mask = instr.args or ("?",)
-        return f"{verb} {place}, {value}" + "".join(f", mask={m}" for m in mask)
+        over = f" over {', '.join(instr.axes)}" if instr.axes else ""
+        return f"{verb} {place}, {value}" + "".join(f", mask={m}" for m in mask) + over
     head = f"{instr.out}:{dtype_name(instr.dtype)} = {instr.op}"
     if instr.op == "load":
         return f"{head} {place}" + "".join(f", mask={m}, other={_attr(instr.attr('other', 0))}" for m in instr.args)
@@ -84,8 +85,8 @@ def format_instr(instr: Instr) -> str:
     if instr.op in ("const", "index"):
         operands.append(_attr(instr.attr("value" if instr.op == "const" else "expr")))
     text = f"{head} {', '.join(operands)}"
-    if instr.reduced_axes:
-        text += f" over {', '.join(instr.reduced_axes)}"
+    if instr.axes:
+        text += f" over {', '.join(instr.axes)}"
     known = {"const": ("value",), "index": ("expr",)}.get(instr.op, ("axes",))
     return text + "".join(f", {name}={_attr(value)}" for name, value in instr.attrs if name not in known)
 

@@ -12,7 +12,7 @@
 Grammar
     Program  := Buffer* (LoopNest | Extern)* outputs
     LoopNest := Axis* Instr*                 SSA lines over the points of the axes
-    Instr    := out ":" dtype "=" op args    | "store" Access, value [, mask]
+    Instr    := out ":" dtype "=" op args    | mode Access, value [, mask]    mode: store, overwrite, atomic_add, ...
     Access   := buffer "[" Expr "]"          element offset from the buffer's first element
 
 An Instr that does not depend on an axis has one value for all points of that axis. A reduction removes
@@ -28,6 +28,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Union
 
 from fusec.ir.index import Expr, IndexLike, as_int, axis_symbol, product, symbols_of
+from fusec.ir.ops import OPS, OpKind
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +99,15 @@ class Buffer:
 class AccessMode(Enum):
     LOAD = "load"
     STORE = "store"
+    # Into memory that holds data already, at addresses that several points may share:
+    OVERWRITE = "overwrite"  # any of the points wins
     ATOMIC_ADD = "atomic_add"
+    ATOMIC_MAX = "atomic_max"  # integers
+    ATOMIC_MIN = "atomic_min"
+
+    @property
+    def is_atomic(self) -> bool:
+        return self in (AccessMode.ATOMIC_ADD, AccessMode.ATOMIC_MAX, AccessMode.ATOMIC_MIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +141,8 @@ class Instr:
     dtype:  of the result; for a store, of the buffer (the value is converted when it is written).
     access: for load and store only.
     attrs:  sorted (name, value) pairs. const: value. index: expr. load: other (value where masked).
-            reductions: axes, the names of the axes that are removed.
+            axes: names of axes. Of a reduction, those that are removed; of a store with mode ATOMIC_ADD, those it adds
+            once a point for, also where nothing varies along them.
     """
 
     out: str | None
@@ -152,6 +162,11 @@ class Instr:
     @property
     def reduced_axes(self) -> tuple[str, ...]:
         """The axes a reduction removes; () for every other op."""
+        return self.axes if OPS[self.op].kind is OpKind.REDUCTION else ()
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The axes this line names; see `attrs`."""
         axes: tuple[str, ...] = self.attr("axes", ())
         return axes
 

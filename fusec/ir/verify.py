@@ -118,10 +118,13 @@ class _Body:
                 integer = not dtype.is_floating_point and dtype is not torch.bool
                 self._require(integer, line, f"{symbol.name} is used as an index, but is {dtype_name(dtype)}")
         is_reduction = OPS[instr.op].kind is OpKind.REDUCTION
-        self._require(is_reduction or not instr.reduced_axes, line, f"{instr.op} is no reduction, but names axes")
-        for name in instr.reduced_axes:
-            self._require(name in axes, line, f"reduces {name}, which is no axis here")
-            self._require(axes[name].is_reduction, line, f"reduces {name}, which is a parallel axis")
+        counts = instr.access is not None and instr.access.mode is AccessMode.ATOMIC_ADD
+        self._require(is_reduction or counts or not instr.axes, line, f"{instr.op} is no reduction, but names axes")
+        for name in instr.axes:
+            verb = "reduces" if is_reduction else "counts"
+            self._require(name in axes, line, f"{verb} {name}, which is no axis here")
+            parallel = is_reduction and not axes[name].is_reduction
+            self._require(not parallel, line, f"reduces {name}, which is a parallel axis")
 
     def _check_axis_symbol(self, line: int, symbol: Sym, axes: Mapping[str, Axis]) -> None:
         self._require(symbol.name in axes, line, f"the index uses {symbol.name}, which is no axis here")
@@ -245,11 +248,11 @@ class _Flow:
             if instr.op != "store" or instr.access is None:
                 continue
             buffer = instr.access.buffer
-            if instr.access.mode is AccessMode.ATOMIC_ADD:
-                self.read(name, (buffer,), text)  # it adds to what is there
-                continue
             if self.table[buffer].role in (Role.INPUT, Role.CONSTANT):
                 raise _fail(self.where, f"{name} writes {buffer}, which is an input", text)
+            if instr.access.mode is not AccessMode.STORE:
+                self.read(name, (buffer,), text)  # it changes what is there
+                continue
             store = Written(name, instr.access.index, tuple(axes), len(instr.args) > 1)
             for other in self.written.get(buffer, ()):
                 if stores_overlap(other, store):

@@ -268,12 +268,14 @@ class NestBuilder:
     ) -> None:
         """Write a value. Rounding float32 to float16 or bfloat16 is the store's own; any other conversion is a cast."""
         assert ref.dtype is ref.stored, "a bitcast view cannot be written"
-        check_dtype(ref.dtype, self.float8 and mode is AccessMode.STORE)
+        check_dtype(ref.dtype, self.float8 and not mode.is_atomic)
         if not (value.dtype is torch.float32 and ref.dtype in LOW_PRECISION):
             value = self.cast(value, ref.dtype)
         args = (value.name,) if mask is None else (value.name, mask.name)
         access = Access(ref.buffer, ref.at(where), mode)
-        self._body.append(Instr(None, "store", args, ref.dtype, access, (), self.origin))
+        counted = tuple(a.name for a in self.parallel) if mode is AccessMode.ATOMIC_ADD else ()
+        attrs = (("axes", counted),) if counted else ()
+        self._body.append(Instr(None, "store", args, ref.dtype, access, attrs, self.origin))
 
     def finish(self) -> LoopNest:
         assert any(i.out is None for i in self._body), f"nest {self.name} stores nothing"

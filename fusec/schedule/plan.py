@@ -126,14 +126,14 @@ def _rename_axes(nest: LoopNest, names: Mapping[str, str]) -> LoopNest:
     mapping = {old.name: new.symbol for old, new in zip(nest.axes, axes, strict=True)}
     body = rewrite_axes(nest.body, mapping, {old: (new,) for old, new in names.items()})
     order = {a.name: i for i, a in enumerate(axes)}
-    return replace(nest, axes=axes, body=tuple(_sorted_reduction(i, order) for i in body))
+    return replace(nest, axes=axes, body=tuple(_sorted_axes(i, order) for i in body))
 
 
-def _sorted_reduction(instr: Instr, order: Mapping[str, int]) -> Instr:
-    """A reduction's axes in tile order; axes joined into another one are gone."""
-    if not instr.reduced_axes:
+def _sorted_axes(instr: Instr, order: Mapping[str, int]) -> Instr:
+    """The axes a line names in tile order; axes joined into another one are gone."""
+    if not instr.axes:
         return instr
-    axes = tuple(sorted((a for a in instr.reduced_axes if a in order), key=order.__getitem__))
+    axes = tuple(sorted((a for a in instr.axes if a in order), key=order.__getitem__))
     return replace(instr, attrs=tuple((k, axes if k == "axes" else v) for k, v in instr.attrs))
 
 

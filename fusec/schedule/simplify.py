@@ -64,7 +64,7 @@ def simplify_nest(nest: LoopNest) -> LoopNest:
     """
     body = simplify_body(nest.body, nest.axes)
     used = {s.name for i in body for e in i.index_exprs for s in symbols_of(e)}
-    used.update(a for i in body for a in i.reduced_axes)
+    used.update(a for i in body for a in i.axes)
     # An empty axis stays: its nest runs for no point.
     axes = tuple(a for a in nest.axes if a.extent == 0 or (a.name in used and a.extent != 1))
     return nest if body == nest.body and axes == nest.axes else replace_nest(nest, axes=axes, body=body)
@@ -254,8 +254,8 @@ def canonical(nest: LoopNest) -> tuple[tuple[tuple[object, AxisKind], ...], tupl
     body = substitute_axes(renumber(nest.body), mapping)
     lines = []
     for instr in body:
-        if instr.reduced_axes:
-            axes = tuple(names[a] for a in instr.reduced_axes)
+        if instr.axes:
+            axes = tuple(names[a] for a in instr.axes)
             instr = replace(instr, attrs=tuple((n, axes if n == "axes" else v) for n, v in instr.attrs))
         lines.append(instr)
     return tuple((a.extent, a.kind) for a in nest.axes), tuple(lines)

@@ -68,6 +68,8 @@ def traffic(body: Sequence[Instr], axes: Sequence[Axis], table: Mapping[str, Buf
             instr.access.index, mask, instr_axes(instr, values) if is_load else _store_axes(instr, values, mask)
         )
         touches.setdefault((is_load, instr.access.buffer), {})[(touch.index, mask)] = touch
+        if instr.access.mode.is_atomic:  # it reads what it changes
+            touches.setdefault((True, instr.access.buffer), {})[(touch.index, mask)] = touch
     read: dict[str, int] = {}
     written: dict[str, int] = {}
     for (is_load, buffer), found in touches.items():

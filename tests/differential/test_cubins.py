@@ -55,6 +55,15 @@ NARROW: dict[str, tuple[Callable[..., Any], tuple[tuple[tuple[int, ...], torch.d
     "group_norm_nhwc": (lambda x: F.silu(F.group_norm(nhwc(x), 32)), (of(16, 320, 64, 64),)),
     "odd_rows": (lambda x: x.softmax(-1), (of(1000, 1003),)),
     "argmax": (lambda x: x.argmax(-1), (of(4096, 32000),)),
+    "embedding_gradient": (
+        lambda g, i: torch.ops.aten.embedding_dense_backward(g, i, 30522, 0, False),
+        (of(8192, 768), of(8192, dtype=torch.int64)),
+    ),
+    "index_add": (lambda x, i, s: x.index_add(0, i, s * 2), (of(512, 256), of(9999, dtype=torch.int64), of(9999, 256))),
+    "scatter_amax": (
+        lambda x, i, s: x.scatter_reduce(1, i, s, "amax"),
+        (of(256, 1000), of(256, 777, dtype=torch.int64), of(256, 777)),
+    ),
     "f64_norm": (lambda x: F.layer_norm(x, (1024,)), (of(512, 1024, dtype=torch.float64),)),
 }
 

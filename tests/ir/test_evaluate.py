@@ -300,3 +300,40 @@ def test_a_schedule_means_what_its_program_means() -> None:
     a = torch.randn(3, 5)
     assert torch.equal(evaluate_schedule(schedule, [a])[0], a - a.amax(1, keepdim=True))
     assert torch.equal(evaluate_schedule(schedule, [a])[0], evaluate_program(program, [a])[0])
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [("overwrite", [-5, 2]), ("atomic_add", [-13, 3]), ("atomic_max", [0, 2]), ("atomic_min", [-8, 0])],
+)
+def test_stores_that_meet_at_one_place(mode: str, expected: list[int]) -> None:
+    program = parse_program(f"""
+    program f (a, i)
+      in  a: i64[4] (1) cpu
+      in  i: i64[4] (1) cpu
+      out y: i64[2] (1) cpu
+    nest n0 (p0<2):
+      %0:i64 = const 0
+      store y[p0], %0
+    nest n1 (p0<4):
+      %0:i64 = load a[p0]
+      %1:i64 = load i[p0]
+      {mode} y[%1], %0{" over p0" if mode == "atomic_add" else ""}
+    return y
+    """)
+    assert evaluate_program(program, [torch.tensor([-8, 1, -5, 2]), torch.tensor([0, 1, 0, 1])])[0].tolist() == expected
+
+
+def test_a_sum_counts_the_points_of_axes_that_nothing_varies_along() -> None:
+    program = parse_program("""
+    program f ()
+      out y: f32[] () cpu
+    nest n0 (p0<4):
+      %0:f32 = const 0.0
+      store y[0], %0
+    nest n1 (p0<5, p1<3):
+      %0:f32 = const 2.0
+      atomic_add y[0], %0 over p0, p1
+    return y
+    """)
+    assert evaluate_program(program, [])[0].item() == 30.0

@@ -154,3 +154,25 @@ def test_expressions_read_back() -> None:
 def test_what_cannot_be_read_is_named(text: str, message: str) -> None:
     with pytest.raises(FusecError, match=message.replace("(", r"\(").replace("*", r"\*")):
         parse_program(text)
+
+
+def test_the_modes_of_stores_are_their_verbs() -> None:
+    program = parse_program("""
+    program f (a, i)
+      in  a: i64[6] (1) cpu
+      in  i: i64[6] (1) cpu
+      out y: i64[4] (1) cpu
+    nest n0 (p0<4):
+      %0:i64 = const 0
+      store y[p0], %0
+    nest n1 (p0<6):
+      %0:i64 = load i[p0]
+      %1:i64 = load a[p0]
+      %2:bool = ge %1, %0
+      atomic_add y[%0], %1, mask=%2 over p0
+      atomic_max y[%0], %1
+      overwrite y[%0], %1
+    return y
+    """)
+    assert parse_program(format_program(program)).nodes == program.nodes
+    verify_program(program)

@@ -18,11 +18,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from fusec.ir.evaluate import evaluate_program
+from fusec.config import Config
+from fusec.ir.evaluate import evaluate_program, evaluate_schedule
+from fusec.ir.kernels import Schedule
 from fusec.ir.printer import format_program
 from fusec.ir.types import Extern, Program
-from fusec.ir.verify import verify_program
+from fusec.ir.verify import verify_program, verify_schedule
 from fusec.lowering import lower
+from fusec.schedule import schedule, simplify
+from tests.property.harness import build_for_cpu, close_to_eager
 
 # Error allowed beyond eager's own, in the result's dtype.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
@@ -100,6 +104,20 @@ def assert_lowered_like_eager(
             assert _error(got, true) <= 1.5 * _error(want, true) + unit, text
         else:
             _same_values(got, want, text)
+
+
+def assert_kernels_like_eager(fn: Callable[..., Any], *inputs: torch.Tensor, externs: int | None = 0) -> Schedule:
+    """The same of every stage: evaluated Program, evaluated Schedule, interpreted kernels. Returns the Schedule."""
+    assert_lowered_like_eager(fn, *inputs, externs=externs)
+    config = Config()
+    steps = schedule(simplify(lower_function(fn, *inputs), config), config)
+    verify_schedule(steps)
+    with torch.no_grad():
+        want = pytree.tree_leaves(fn(*inputs))
+        exact = pytree.tree_leaves(fn(*(x.double() if x.is_floating_point() else x for x in inputs)))
+    close_to_eager(evaluate_schedule(steps, inputs), want, exact, "the evaluated schedule")
+    close_to_eager(build_for_cpu(steps, config)(*inputs), want, exact, "the kernels")
+    return steps
 
 
 def _error(value: torch.Tensor, true: torch.Tensor) -> torch.Tensor:

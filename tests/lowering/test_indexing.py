@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.lowering.differential import assert_lowered_like_eager, externs_of, lower_function, make
+from tests.lowering.differential import assert_lowered_like_eager, lower_function, make
 
 aten = torch.ops.aten
 DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.bool]
@@ -100,30 +100,6 @@ def test_masked_index() -> None:
     x, i = make((6,), torch.float32), torch.tensor([0, 9, 2, -1])
     mask = torch.tensor([True, False, True, True])
     assert_lowered_like_eager(lambda x, m, i: aten._unsafe_masked_index(x, m, [i], 5.0), x, mask, i)
-
-
-@pytest.mark.parametrize("dim", [0, 1, -1])
-def test_scatter_of_one_element_a_row(dim: int) -> None:
-    x = make((4, 4, 4), torch.float32)
-    shape = [4, 4, 4]
-    shape[dim] = 1
-    index, source = ints(tuple(shape), 0, 4), make(tuple(shape), torch.float32)
-    assert_lowered_like_eager(lambda x, i: x.scatter(dim, i, -1.5), x, index)
-    assert_lowered_like_eager(lambda x, i, s: x.scatter(dim, i, s), x, index, source)
-    assert_lowered_like_eager(lambda i: torch.zeros(4, 4, 4, dtype=torch.int64).scatter(dim, i, 1), index)
-
-
-def test_what_stays_a_library_call_says_why() -> None:
-    x, mask = make((4, 4), torch.float32), torch.tensor([True, False, True, False])
-    i = torch.tensor([0, 1])
-    for fn, args in [
-        (lambda x, i: x.scatter(0, i[:, None], 1.0), (x, i)),
-        (lambda x, i: x.index_put((i,), x[:2]), (x, i)),
-    ]:
-        (extern,) = externs_of(lower_function(fn, *args))
-        assert extern.reason
-        assert_lowered_like_eager(fn, *args, externs=1)
-    assert mask.any()
 
 
 def test_an_index_out_of_range_never_reads_outside() -> None:

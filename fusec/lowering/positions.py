@@ -1,0 +1,93 @@
+"""Index tensors as coordinates: range checks, and where the dimensions of an advanced index stand.
+
+x[i, :, j] of f32[4, 6, 5], i and j of shape [3]
+
+%0:i64 = load i[p0];  %1:bool = 0 <= %0 < 4;  ...    coordinates (%0, p1, %2), mask %1 & %3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fusec.ir.index import Expr, IndexLike
+from fusec.lowering.builder import NestBuilder, Value
+from fusec.lowering.ref import Ref
+from fusec.lowering.registry import NotLowered
+
+_INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8)
+
+
+class Checked:
+    """Index values used as coordinates, and the mask that holds where all of them are in range."""
+
+    def __init__(self, nest: NestBuilder) -> None:
+        self.nest = nest
+        self.mask: Value | None = None
+
+    def coordinate(self, value: Value, extent: IndexLike, *, wrap: bool = False) -> Expr:
+        """An index value as a coordinate in [0, extent). wrap: -1 is the last."""
+        nest = self.nest
+        value, size = nest.cast(value, torch.int64), nest.index(extent)
+        if wrap:
+            value = nest.where(value < 0, value + size, value)
+        self.require((value >= 0) & (value < size))
+        return nest.as_index(value, extent)
+
+    def require(self, condition: Value) -> None:
+        """One more condition of the mask."""
+        self.mask = condition if self.mask is None else self.mask & condition
+
+
+def require_integers(*indices: Ref) -> None:
+    """NotLowered unless every index is a tensor of integers."""
+    for index in indices:
+        if index.dtype not in _INDEX_DTYPES:
+            raise NotLowered(f"an index of dtype {str(index.dtype).removeprefix('torch.')}")
+
+
+def at_least_1d(x: Ref) -> Ref:
+    """A scalar as a view of shape (1,)."""
+    return x.reshape((1,)) if x.ndim == 0 else x
+
+
+class IndexPlan:
+    """Which result dimensions an advanced index makes: the broadcast ones, and those of x that are kept.
+
+    x[i, :, j] with i, j of shape B: the broadcast dimensions come first, unless all indices are adjacent; then
+    they stand where the indices stood.
+    """
+
+    def __init__(self, x: Ref, indices: Sequence[Ref | None]) -> None:
+        self.indexed = {d: index for d, index in enumerate(indices) if index is not None}
+        if not self.indexed:
+            raise NotLowered("an index without index tensors")
+        require_integers(*self.indexed.values())
+        self.rank = max(index.ndim for index in self.indexed.values())
+        self.kept = [d for d in range(x.ndim) if d not in self.indexed]
+        self.lines = [x.shape[d] for d in self.kept]
+        dims = sorted(self.indexed)
+        adjacent = dims == list(range(dims[0], dims[-1] + 1))
+        self.start = dims[0] if adjacent else 0
+
+    def split(self, p: Sequence[Expr]) -> tuple[tuple[Expr, ...], dict[int, Expr]]:
+        """Result coordinates as (coordinates of the broadcast indices, {dimension of x: coordinate})."""
+        broadcast = tuple(p[self.start : self.start + self.rank])
+        rest = (*p[: self.start], *p[self.start + self.rank :])
+        return broadcast, dict(zip(self.kept, rest, strict=True))
+
+    @property
+    def shape(self) -> tuple[IndexLike, ...]:
+        """The shape of x[indices]."""
+        broadcast: list[IndexLike] = [1] * self.rank
+        for index in self.indexed.values():
+            for k, n in enumerate(index.shape, start=self.rank - index.ndim):
+                broadcast[k] = n if broadcast[k] == 1 else broadcast[k]
+        return (*self.lines[: self.start], *broadcast, *self.lines[self.start :])
+
+
+def broadcast_at(index: Ref, where: Sequence[Expr]) -> tuple[IndexLike, ...]:
+    """Coordinates of an index tensor inside the shape all indices broadcast to."""
+    tail = where[len(where) - index.ndim :]
+    return tuple(0 if n == 1 else c for n, c in zip(index.shape, tail, strict=True))
