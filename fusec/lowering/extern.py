@@ -29,6 +29,9 @@ LIBRARY_NAMES = """
     scaled_dot_product_attention _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention
     _scaled_dot_product_cudnn_attention _scaled_dot_product_attention_math
     _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_fused_attention_overrideable
+    _scaled_dot_product_flash_attention_backward _scaled_dot_product_efficient_attention_backward
+    _scaled_dot_product_cudnn_attention_backward _scaled_dot_product_flash_attention_for_cpu_backward
+    _scaled_dot_product_fused_attention_overrideable_backward
     sort topk kthvalue median nanmedian mode _unique2 unique_dim unique_consecutive searchsorted bucketize
     _fft_r2c _fft_c2c _fft_c2r random_seeds
     linalg_qr _linalg_svd _linalg_eigh linalg_inv_ex linalg_cholesky_ex linalg_lu_factor_ex _linalg_solve_ex

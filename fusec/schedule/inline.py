@@ -11,7 +11,7 @@ each element about once, for several when the producer's inputs are no larger th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -272,20 +272,28 @@ def _at(
     assert store.access is not None
     mapping = _solved(index - as_expr(store.access.index.constant), coordinates, ranges)
     lines: list[Instr] = []
+    taken = {i.out for i in producer.body}
     for instr in rewrite_axes(producer.body, mapping, {}):
         if instr.out is None:
             assert instr.access is not None
             instr = replace(instr, access=replace(instr.access, buffer=alias, index=index))
         elif instr.op == "load" and mask:
-            instr, extra = _masked(instr, mask[0])
+            instr, extra = _masked(instr, mask[0], taken)
             lines += extra
+            taken.update(i.out for i in extra)
         lines.append(instr)
     return tuple(lines)
 
 
-def _masked(load: Instr, mask: str) -> tuple[Instr, list[Instr]]:
-    """The load touches memory only where the consumer's mask holds, too."""
+def _masked(load: Instr, mask: str, taken: Container[str | None]) -> tuple[Instr, list[Instr]]:
+    """The load touches memory only where the consumer's mask holds, too.
+
+    taken: names in use. A load that was masked in an earlier step has its own name with a suffix among them.
+    """
     if not load.args:
         return replace(load, args=(mask,)), []
-    both = Instr(f"{load.out}.mask", "and", (load.args[0], mask), torch.bool, None, (), load.origin)
-    return replace(load, args=(f"{load.out}.mask",)), [both]
+    name = f"{load.out}.mask"
+    while name in taken:
+        name += "s"
+    both = Instr(name, "and", (load.args[0], mask), torch.bool, None, (), load.origin)
+    return replace(load, args=(name,)), [both]

@@ -110,3 +110,17 @@ def test_producers_of_a_concatenation_are_computed_in_it() -> None:
     (kernel,) = kernels(scheduled(lambda x, y: torch.cat([x.exp(), y.sin()], 1), torch.randn(8, 5), torch.randn(8, 7)))
     assert [len(i.args) for i in kernel.body if i.op == "load"] == [1, 1], "each source is read under its own mask"
     assert len(kernel.writes) == 1
+
+
+def test_masks_of_a_chain_of_paddings_keep_names_of_their_own() -> None:
+    text, shape = "", 4
+    for name, source, target in (("a", "x", "t"), ("b", "t", "u"), ("c", "u", "y")):
+        text += (
+            f"nest {name} (p0<{shape + 1}):\n%0:i64 = index p0\n%1:i64 = const 1\n%2:bool = ge %0, %1\n"
+            f"%3:f32 = load {source}[p0 - 1], mask=%2, other={shape}.0\n%4:f32 = exp %3\nstore {target}[p0], %4\n"
+        )
+        shape += 1
+    before = program(text, inputs="x", returns="y", x="f32[4]", t="f32[5]", u="f32[6]", y="f32[7]")
+    names = [i.out for i in one(before).body if i.out is not None]
+    assert len(names) == len(set(names))
+    agrees(before, torch.randn(4))
