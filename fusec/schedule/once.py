@@ -14,7 +14,7 @@ device, role and kind of name, in the same pattern.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache, cached_property
 from typing import Any, TypeVar
@@ -178,14 +178,22 @@ def _renamed(
 
 
 class _Names(dict[str, str]):
-    """Looks a name up that may hold formal names: "%$v0.3$.cast" -> "%n7.3.cast"."""
+    """Looks a name up that may hold formal names: "%$v0.3$.cast" -> "%n7.3.cast".
 
-    def __init__(self, tokens: Mapping[str, str]) -> None:
+    taken: values of who asked. A value made from a formal name must not meet one that was made so before:
+    "%$v0.3$.cast" is new in the answer, "%n7.3.cast" may be old.
+    """
+
+    def __init__(self, tokens: Mapping[str, str], taken: Iterable[str]) -> None:
         super().__init__()
-        self.tokens = tokens
+        self.tokens, self.taken = tokens, set(taken)
 
     def __missing__(self, text: str) -> str:
         told = _TOKEN.sub(lambda match: self.tokens[match[1]], text) if "$" in text else text
+        if told.startswith("%") and not _TOKEN.fullmatch(text, 1):
+            while told in self.taken:
+                told += "s"
+            self.taken.add(told)
         self[text] = told
         return told
 
@@ -210,7 +218,7 @@ class _Telling:
             tokens[f"n{position}"] = form.nest.name
             tokens |= {f"v{position}.{i}": name.removeprefix("%") for i, name in enumerate(form.values)}
         numbered = {Origin(f"${i}$", origin.op): origin for i, origin in enumerate(origins)}
-        return cls(_Names(tokens), numbered, table)
+        return cls(_Names(tokens, (v for form in forms for v in form.values)), numbered, table)
 
     def told(self, answer: Any) -> Any:
         if isinstance(answer, str):
