@@ -1,0 +1,379 @@
+"""One OpInfo sample through fusec, beside eager mode.
+
+    outcome = run_sample(op, sample, Compiler())     ->  Outcome(verdict="same", kernels=1, externs=0, ...)
+
+A sample is compiled as a whole function would be, without Dynamo's tracing of Python: AOTAutograd, decompositions,
+every pass, kernels in Triton's interpreter. What AOTAutograd cannot capture (a number read from a tensor, an output
+whose size depends on values) goes through `fusec.compile` instead, where such ops break the graph.
+
+A sample passes when it gives eager's answer (types, dtype, shape, strides, values; the inputs written as eager writes
+them) or eager's error.
+"""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.testing._internal.common_device_type import toleranceOverride
+from torch.testing._internal.opinfo.core import BinaryUfuncInfo, UnaryUfuncInfo
+from torch.utils import _pytree as pytree
+
+import fusec
+from fusec.api import Backend
+from fusec.capture.dynamo import backend
+from fusec.config import Config
+from fusec.pipeline import Stats, compile_graph
+
+# torch.testing._internal: checked with torch 2.11.0 and 2.13.0.
+
+# What torch.testing.assert_close allows; an OpInfo's own overrides widen it.
+TOLERANCE = {
+    torch.float16: (1e-5, 1e-3),
+    torch.bfloat16: (1e-5, 1.6e-2),
+    torch.float32: (1e-5, 1.3e-6),
+    torch.float64: (1e-7, 1e-7),
+    torch.complex32: (1e-5, 1e-3),
+    torch.complex64: (1e-5, 1.3e-6),
+    torch.complex128: (1e-7, 1e-7),
+}
+WIDER = {torch.float16: torch.float64, torch.bfloat16: torch.float64, torch.float32: torch.float64}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one sample did.
+
+    verdict:  "same", "closer" (outside the tolerance, and no further from float64 than eager), "error" (eager's),
+              "random" (only the form of the result is determined), or a sentence: why it failed.
+    kernels, externs: launches of generated kernels and library calls.
+    fallbacks: what was reported to run as eager PyTorch would.
+    path:     "graph", or "function" where the sample went through Dynamo.
+    """
+
+    verdict: str
+    kernels: int = 0
+    externs: int = 0
+    fallbacks: tuple[str, ...] = ()
+    path: str = "graph"
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict in ("same", "closer", "error", "random")
+
+
+class Raised:
+    """In place of a result: the error that was raised."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __repr__(self) -> str:
+        return f"{type(self.error).__name__}: {str(self.error).strip()[:300]}"
+
+
+class SampleTimeout(BaseException):
+    """Not an Exception: nothing between here and the caller may take it for a failure to step down from."""
+
+
+@contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise SampleTimeout
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# -- arguments ------------------------------------------------------------------------------------
+
+
+def copied(value: Any) -> Any:
+    """The same arguments in memory of their own; tensors that share memory, or overlap themselves, still do."""
+    storages: dict[int, Tensor] = {}
+
+    def copy(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.layout is not torch.strided or x.is_quantized:
+            return x
+        if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
+            return x
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in storages:
+            memory = torch.empty(storage.nbytes(), dtype=torch.uint8)
+            memory.untyped_storage().copy_(storage)
+            storages[storage.data_ptr()] = memory
+        plain = torch.empty(0, dtype=x.dtype).set_(
+            storages[storage.data_ptr()].untyped_storage(), x.storage_offset(), x.size(), x.stride()
+        )
+        plain = plain.conj() if x.is_conj() else plain
+        return torch._neg_view(plain) if x.is_neg() else plain
+
+    return pytree.tree_map(copy, value)
+
+
+def form(x: Any) -> Any:
+    """What guards would look at."""
+    if isinstance(x, Tensor):
+        strided = x.layout is torch.strided
+        where = (x.stride(), x.storage_offset(), x.is_conj(), x.is_neg()) if strided else ()
+        return (x.dtype, x.layout, tuple(x.shape), *where)
+    return (type(x), repr(x))
+
+
+def elements(value: Any) -> int:
+    return sum(x.numel() for x in pytree.tree_leaves(value) if isinstance(x, Tensor))
+
+
+# -- calling --------------------------------------------------------------------------------------
+
+
+def attempt(function: Callable[[], Any]) -> Any:
+    """The result, or what was raised."""
+    torch.manual_seed(0)
+    try:
+        with torch.no_grad():
+            return function()
+    except Exception as error:
+        return Raised(error)
+
+
+class NotCaptured(Exception):
+    """AOTAutograd cannot make one graph of this sample."""
+
+
+@dataclass
+class _Graph:
+    """A compiled sample: call with the tensors among the arguments."""
+
+    call: Callable[..., Any]
+    spec: Any
+    leaves: list[Any]  # outputs that are not tensors, as traced; a marker where a tensor goes
+    fallbacks: tuple[str, ...]
+    stats: Stats
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Any:
+        outputs = iter(self.call(*tensors))
+        return pytree.tree_unflatten([next(outputs) if x is _TENSOR else x for x in self.leaves], self.spec)
+
+
+_TENSOR = object()
+
+
+class Compiler:
+    """Compiles samples of one op; a graph is kept for samples that differ only in their values."""
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = Config(cache=False, workers=0) if config is None else config
+        self.graphs: dict[Any, _Graph | NotCaptured] = {}
+
+    def compiled(self, function: Callable[..., Any], arguments: Any, given: Stats) -> _Graph:
+        """The graph of function(*args, **kwargs) for arguments of this form; NotCaptured when there is none."""
+        leaves, spec = pytree.tree_flatten(arguments)
+        key = (spec, tuple(form(x) for x in leaves))
+        if key not in self.graphs:
+            try:
+                self.graphs[key] = self._compile(function, leaves, spec)
+            except Exception as error:
+                self.graphs[key] = NotCaptured(f"{type(error).__name__}: {error}")
+        found = self.graphs[key]
+        if isinstance(found, NotCaptured):
+            raise found
+        given.fallbacks.extend(found.stats.fallbacks)
+        return found
+
+    def _compile(self, function: Callable[..., Any], leaves: list[Any], spec: Any) -> _Graph:
+        positions = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+        if any(leaves[i].layout is not torch.strided for i in positions):
+            raise NotCaptured("an argument is not a strided tensor")
+        traced: list[Any] = []
+
+        def flat(*tensors: Tensor) -> list[Tensor]:
+            filled = list(leaves)
+            for i, x in zip(positions, tensors, strict=True):
+                filled[i] = x
+            args, kwargs = pytree.tree_unflatten(filled, spec)
+            results, result_spec = pytree.tree_flatten(function(*args, **kwargs))
+            if any(isinstance(r, torch.SymInt | torch.SymFloat | torch.SymBool) for r in results):
+                raise NotCaptured("a number that depends on values is returned")
+            traced[:] = [[_TENSOR if isinstance(r, Tensor) else r for r in results], result_spec]
+            return [r for r in results if isinstance(r, Tensor)]
+
+        graph = fx.Graph()
+        graph.output(graph.call_function(flat, tuple(graph.placeholder(f"x{i}") for i in range(len(positions)))))
+        stats = Stats()
+        module = fx.GraphModule(torch.nn.Module(), graph)
+        call = backend(
+            module, [leaves[i] for i in positions], compile_graph=lambda g: compile_graph(g, self.config, stats)
+        )
+        return _Graph(call, traced[1], traced[0], (), stats)
+
+
+def run_function(op: Any, sample: Any, compiler: Compiler, seconds: int = 120) -> Outcome:
+    """`run_sample` through Dynamo, as a user's decorated function."""
+    return run_sample(op, sample, compiler, seconds, decorated=True)
+
+
+def run_sample(op: Any, sample: Any, compiler: Compiler, seconds: int = 120, decorated: bool = False) -> Outcome:
+    """Compile and run one SampleInput; eager mode is run beside it. A sample that takes longer than that fails."""
+    arguments = ((sample.input, *sample.args), dict(sample.kwargs))
+    try:
+        with warnings.catch_warnings(), time_limit(seconds):
+            warnings.simplefilter("ignore")  # fallbacks are counted in Stats; the others are eager's own
+            return _run(op, arguments, compiler, decorated)
+    except SampleTimeout:
+        return Outcome(f"took longer than {seconds} s")
+
+
+def _run(op: Any, arguments: Any, compiler: Compiler, decorated: bool) -> Outcome:
+    want_arguments, got_arguments = copied(arguments), copied(arguments)
+    want = attempt(lambda: op(*want_arguments[0], **want_arguments[1]))
+    stats = Stats()
+    path = "function"
+    if not decorated:
+        try:
+            graph = compiler.compiled(op, copied(arguments), stats)
+            path = "graph"
+        except NotCaptured:
+            pass
+    if path == "graph":
+        before = (graph.stats.kernels_launched, graph.stats.extern_calls)
+        tensors = [x for x in pytree.tree_leaves(got_arguments) if isinstance(x, Tensor)]
+        got = attempt(lambda: graph(tensors))
+        stats.kernels_launched = graph.stats.kernels_launched - before[0]
+        stats.extern_calls = graph.stats.extern_calls - before[1]
+        stats.fallbacks[:] = graph.stats.fallbacks
+    else:
+        got = attempt(lambda: _decorated(op, compiler.config, stats)(*got_arguments[0], **got_arguments[1]))
+    fallbacks = tuple(dict.fromkeys(f"{f.level}: {f}" for f in stats.fallbacks))
+    verdict = _verdict(op, arguments, (want, want_arguments), (got, got_arguments))
+    return Outcome(verdict, stats.kernels_launched, stats.extern_calls, fallbacks, path)
+
+
+def _decorated(op: Any, config: Config, stats: Stats) -> Callable[..., Any]:
+    torch.compiler.reset()
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        return op(*args, **kwargs)
+
+    return fusec.api._compile_with(function, Backend(config, "sample", stats), config, None)
+
+
+# -- comparing ------------------------------------------------------------------------------------
+
+
+def _verdict(op: Any, arguments: Any, eager: tuple[Any, Any], fused: tuple[Any, Any]) -> str:
+    (want, want_arguments), (got, got_arguments) = eager, fused
+    if isinstance(want, Raised) or isinstance(got, Raised):
+        same = isinstance(want, Raised) and isinstance(got, Raised) and type(got.error) is type(want.error)
+        return "error" if same else f"{got if isinstance(got, Raised) else 'an answer'}; eager: {_short(want)}"
+    undetermined = op.name in UNDETERMINED
+    found = difference(got, want, op, values=not undetermined)
+    if found is None:
+        found = difference(got_arguments, want_arguments, op, what="argument")
+        return (found or "same") if not undetermined else (found or "random")
+    if "values differ" in found and _no_further(op, arguments, got, want):
+        return "closer"
+    return found
+
+
+# Memory that nobody wrote.
+UNDETERMINED = frozenset({"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided"})
+
+
+def difference(got: Any, want: Any, op: Any, values: bool = True, what: str = "result") -> str | None:
+    """Why two results are not the same; None when they are."""
+    a, a_spec = pytree.tree_flatten(got)
+    b, b_spec = pytree.tree_flatten(want)
+    if len(a) != len(b):
+        return f"{len(a)} {what}s, eager {len(b)}"
+    if what == "result" and a_spec != b_spec:
+        return f"a {what} of {a_spec}, eager {b_spec}"
+    for i, (x, y) in enumerate(zip(a, b, strict=True)):
+        found = _leaf_difference(x, y, op, values)
+        if found is not None:
+            return f"{what} {i}: {found}"
+    return None
+
+
+def _leaf_difference(x: Any, y: Any, op: Any, values: bool) -> str | None:
+    if not isinstance(y, Tensor):
+        same = type(x) is type(y) and (x == y or repr(x) == repr(y))
+        return None if same or not isinstance(y, int | float | complex | str) else f"{x!r}, eager {y!r}"
+    if not isinstance(x, Tensor):
+        return f"{x!r}, eager a tensor"
+    if (x.dtype, x.shape, x.layout, x.device) != (y.dtype, y.shape, y.layout, y.device):
+        return f"{x.dtype} {tuple(x.shape)} {x.layout}, eager {y.dtype} {tuple(y.shape)} {y.layout}"
+    if y.layout is torch.strided and y.numel():
+        strides = [(s, t) for n, s, t in zip(y.shape, x.stride(), y.stride(), strict=True) if n != 1]
+        if any(s != t for s, t in strides):
+            return f"strides {x.stride()} of {tuple(x.shape)}, eager {y.stride()}"
+    if not values:
+        return None
+    atol, rtol = tolerance(op, y.dtype)
+    try:
+        torch.testing.assert_close(x, y, rtol=rtol, atol=atol, equal_nan=True, check_stride=False)
+    except AssertionError as error:
+        return f"values differ: {' '.join(str(error).split())[:300]}"
+    return _zero_difference(x, y) if isinstance(op, UnaryUfuncInfo | BinaryUfuncInfo) else None
+
+
+def _zero_difference(x: Tensor, y: Tensor) -> str | None:
+    """-0.0 is not 0.0, where a zero is not the difference of two rounded values."""
+    if y.layout is not torch.strided or not y.is_floating_point() or y.dtype.itemsize == 1:
+        return None
+    wrong = (x == 0) & (y == 0) & (x.signbit() != y.signbit())
+    return f"zeros of the other sign: {int(wrong.sum())}" if bool(wrong.any()) else None
+
+
+def tolerance(op: Any, dtype: torch.dtype) -> tuple[float, float]:
+    """(atol, rtol): assert_close's own, or the widest that the OpInfo asks for on the CPU."""
+    found = [TOLERANCE.get(dtype, (0.0, 0.0))]
+    for decorator in op.decorators:
+        for override in getattr(decorator, "decorators", [decorator]):
+            if isinstance(override, toleranceOverride) and getattr(decorator, "device_type", None) in (None, "cpu"):
+                limits = override.d.get(dtype)
+                if limits is not None:
+                    found.append((limits.atol, limits.rtol))
+    return max(a for a, _ in found), max(r for _, r in found)
+
+
+def _no_further(op: Any, arguments: Any, got: Any, want: Any) -> bool:
+    """True when got is no further from the answer in float64 than eager's is."""
+
+    def widen(x: Any) -> Any:
+        if isinstance(x, torch.dtype):
+            return WIDER.get(x, x)
+        return x.to(WIDER[x.dtype]) if isinstance(x, Tensor) and x.dtype in WIDER else x
+
+    args, kwargs = pytree.tree_map(widen, copied(arguments))
+    exact = attempt(lambda: op(*args, **kwargs))
+    if isinstance(exact, Raised):
+        return False
+    triples = list(zip(*(pytree.tree_leaves(v) for v in (got, want, exact)), strict=False))
+    return all(_closer(*t) for t in triples if isinstance(t[1], Tensor) and t[1].is_floating_point())
+
+
+def _closer(got: Tensor, want: Tensor, exact: Tensor) -> bool:
+    if exact.shape != want.shape or not torch.equal(got.isfinite(), want.isfinite()):
+        return False
+    finite = want.isfinite() & exact.isfinite()
+    true = exact.double()[finite]
+    if not true.numel():
+        return True
+    error, eager = ((t.double()[finite] - true).abs().max() for t in (got, want))
+    return bool(error <= eager)
+
+
+def _short(value: Any) -> str:
+    return repr(value) if isinstance(value, Raised) else "an answer"
