@@ -8,6 +8,7 @@ __all__ = [
     "ConfigError",
     "FallbackWarning",
     "FusecError",
+    "GroupError",
     "LoweringError",
     "TargetError",
     "VerificationError",
@@ -31,7 +32,25 @@ class VerificationError(FusecError):
 
 
 class BuildError(FusecError):
-    """A kernel did not compile: names the kernel, the target and what the compiler said."""
+    """A kernel did not compile: names the kernel, the target and what the compiler said.
+
+    kernels: the names of the kernels that failed, where they are known.
+    """
+
+    def __init__(self, message: str, kernels: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.kernels = kernels
+
+
+class GroupError(FusecError):
+    """Nests could not share a kernel that was planned for them; the cause says why.
+
+    nests: their names in the lowered program.   ops: what they compute.   line: the user's line.
+    """
+
+    def __init__(self, cause: Exception, nests: frozenset[str], ops: tuple[str, ...] = (), line: str = "") -> None:
+        super().__init__(f"{', '.join(ops) or ', '.join(sorted(nests))}: {type(cause).__name__}: {cause}")
+        self.cause, self.nests, self.ops, self.line = cause, nests, ops, line
 
 
 class TargetError(FusecError, RuntimeError):

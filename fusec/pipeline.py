@@ -8,9 +8,9 @@ Each pass is a plain function of values. `config.verify` checks what a pass made
 
     out/rms_norm_0/01_program.txt 02_simplified.txt 03_schedule.txt 04_buffers.txt 05_wrapper.txt kernels/...
 
-The fallback ladder: an op that cannot be lowered is a library call (in `lowering`); a graph that cannot be
-fused or built runs one kernel a nest; failing that it runs as eager PyTorch would. Each step down is
-counted and warned of once; `config.strict` makes it an error.
+The fallback ladder: an op that cannot be lowered is a library call (in `lowering`); nests whose common kernel cannot
+be planned, generated or compiled get a kernel each; a graph for which that does not help runs one kernel a nest,
+failing that as eager PyTorch would. Each step down is counted and warned of once; `config.strict` makes it an error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +31,7 @@ from fusec.capture.inplace import mutated_inputs
 from fusec.codegen.kernel import generate_kernel
 from fusec.codegen.wrapper import generate_wrapper
 from fusec.config import Config
-from fusec.errors import FallbackWarning, FusecError
+from fusec.errors import BuildError, FallbackWarning, FusecError, GroupError
 from fusec.inspect.dump import dump_stage, write_kernel_script
 from fusec.inspect.rows import GraphRecord
 from fusec.ir.kernels import BufferPlan, KernelPlan, KernelSource, Schedule
@@ -40,7 +40,7 @@ from fusec.ir.types import Extern, Program
 from fusec.ir.verify import verify_program, verify_schedule
 from fusec.lowering import lower
 from fusec.runtime.build import Executable, build
-from fusec.schedule import plan_memory, schedule, simplify
+from fusec.schedule import group_error, plan_memory, schedule, simplify
 from fusec.schedule.alike import signature
 
 __all__ = ["CompiledGraph", "Fallback", "Stats", "compile_graph", "compile_passes"]
@@ -48,6 +48,8 @@ __all__ = ["CompiledGraph", "Fallback", "Stats", "compile_graph", "compile_passe
 log = logging.getLogger("fusec.pipeline")
 
 T = TypeVar("T")
+
+GROUP_LIMIT = 8  # kernels taken apart, one compilation of the graph each, before all of it runs unfused
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,18 +114,27 @@ class Stats:
 # -- the passes -----------------------------------------------------------------------------------
 
 
-def compile_passes(graph: CapturedGraph, config: Config, stats: Stats) -> tuple[GraphRecord, Executable]:
-    """All passes in order, without the fallback ladder: an error is an error."""
+def compile_passes(
+    graph: CapturedGraph, config: Config, stats: Stats, apart: Set[str] = frozenset()
+) -> tuple[GraphRecord, Executable]:
+    """All passes in order, without the fallback ladder: an error is an error. apart: nests that are not fused.
+
+    GroupError names the nests of a kernel that cannot be planned, generated or compiled.
+    """
     run = _Passes(graph.name, config)
     program = run("program", lambda: lower(graph, config, graph.name), verify_program, format_program)
     simplified = run("simplified", lambda: simplify(program, config), verify_program, format_program)
-    steps = run("schedule", lambda: schedule(simplified, config), verify_schedule, format_schedule)
+    steps = run("schedule", lambda: schedule(simplified, config, apart=apart), verify_schedule, format_schedule)
     buffers = run("buffers", lambda: plan_memory(steps), None, lambda plan: _format_buffers(steps, plan))
     plans = [step for step in steps.steps if isinstance(step, KernelPlan)]
     sources = run("kernels", lambda: _generate_kernels(plans, steps, config))
     run.write_kernels(plans, sources, steps)
     wrapper = run("wrapper", lambda: generate_wrapper(steps, buffers, sources), None, str)
-    executable = run("build", lambda: build(steps, buffers, sources, wrapper, config, stats))
+    try:
+        executable = run("build", lambda: build(steps, buffers, sources, wrapper, config, stats))
+    except BuildError as error:
+        failed = [p for p, source in zip(plans, sources, strict=True) if source.name in error.kernels]
+        raise (_group_error(error, failed, steps) if failed else error) from error
     named = {plan.name: source for plan, source in zip(plans, sources, strict=True)}
     record = GraphRecord(graph, program, simplified, steps, buffers, named, wrapper, stages=tuple(run.seconds), calls=0)
     return record, executable
@@ -135,8 +146,16 @@ def _generate_kernels(plans: Sequence[KernelPlan], steps: Schedule, config: Conf
     keys = [signature(plan) for plan in plans]
     for key, plan in zip(keys, plans, strict=True):
         if key not in made:
-            made[key] = generate_kernel(plan, steps.table, config)
+            try:
+                made[key] = generate_kernel(plan, steps.table, config)
+            except Exception as error:
+                raise _group_error(error, [plan], steps) from error
     return tuple(made[key] for key in keys)
+
+
+def _group_error(error: Exception, plans: Sequence[KernelPlan], steps: Schedule) -> GroupError:
+    members = [name for plan in plans for name in plan.nests]
+    return group_error(error, members, [o for plan in plans for o in plan.origins], steps.decisions)
 
 
 class _Passes:
@@ -198,16 +217,44 @@ def compile_graph(graph: CapturedGraph, config: Config, stats: Stats) -> Compile
             raise _named(graph, error) from error
         log.info("graph %s failed to compile", graph.name, exc_info=True)
         if config.fusion:
+            record, executable = _compile_apart(graph, config, stats, error)
+        if config.fusion and executable is None:
             record, executable = _compile_unfused(graph, config, stats, error)
         if executable is None:
             stats.fall_back(_graph_fallback("graph", graph, error, "runs as eager PyTorch would"))
     return CompiledGraph(graph, record, executable, config, stats)
 
 
+def _compile_apart(
+    graph: CapturedGraph, config: Config, stats: Stats, error: Exception
+) -> tuple[GraphRecord | None, Executable | None]:
+    """The group level: the nests of a kernel that failed get one each, the others stay as they are.
+
+    (None, None) when another kind of failure comes up, or a kernel of a single nest fails.
+    """
+    failed: list[GroupError] = []
+    apart: frozenset[str] = frozenset()
+    while isinstance(error, GroupError) and not error.nests <= apart and len(failed) < GROUP_LIMIT:
+        failed.append(error)
+        apart |= error.nests
+        try:
+            record, executable = compile_passes(graph, config, stats, apart)
+        except Exception as another:
+            error = another
+            log.info("graph %s failed to compile with %s apart", graph.name, sorted(apart), exc_info=True)
+            continue
+        for group in failed:
+            ops = ", ".join(group.ops) or f"graph {graph.name}"
+            reason = f"run without fusion: {type(group.cause).__name__}: {group.cause}"
+            stats.fall_back(Fallback("group", ops, reason, group.line or _first_line(graph)))
+        return record, executable
+    return None, None
+
+
 def _compile_unfused(
     graph: CapturedGraph, config: Config, stats: Stats, error: Exception
 ) -> tuple[GraphRecord | None, Executable | None]:
-    """The group level: every nest a kernel of its own. (None, None) when that fails as well."""
+    """The group level for a whole graph: every nest a kernel of its own. (None, None) when that fails as well."""
     try:
         record, executable = compile_passes(graph, replace(config, fusion=False), stats)
     except Exception:
@@ -218,16 +265,33 @@ def _compile_unfused(
 
 
 def _graph_fallback(level: str, graph: CapturedGraph, error: BaseException, outcome: str) -> Fallback:
-    reason = f"{outcome}: {type(error).__name__}: {error}"
-    return Fallback(level, f"graph {graph.name}", reason, next(iter(user_lines(graph.graph_module)), ""))
+    cause = _cause(error)
+    ops = _ops(error)
+    reason = f"{outcome}: {ops}{type(cause).__name__}: {cause}"
+    line = error.line if isinstance(error, GroupError) else ""
+    return Fallback(level, f"graph {graph.name}", reason, line or _first_line(graph))
+
+
+def _first_line(graph: CapturedGraph) -> str:
+    return next(iter(user_lines(graph.graph_module)), "")
+
+
+def _cause(error: BaseException) -> BaseException:
+    return error.cause if isinstance(error, GroupError) else error
+
+
+def _ops(error: BaseException) -> str:
+    return f"{', '.join(error.ops)}: " if isinstance(error, GroupError) and error.ops else ""
 
 
 def _named(graph: CapturedGraph, error: Exception) -> Exception:
-    if isinstance(error, FusecError):
-        return error
-    line = next(iter(user_lines(graph.graph_module)), "")
+    """The error as a FusecError that names the graph, the ops where they are known, and the user's line."""
+    cause = _cause(error)
+    if isinstance(cause, FusecError):
+        return cause
+    line = (error.line if isinstance(error, GroupError) else "") or _first_line(graph)
     where = f" ({line})" if line else ""
-    return FusecError(f"graph {graph.name}{where} failed to compile: {type(error).__name__}: {error}")
+    return FusecError(f"graph {graph.name}{where} failed to compile: {_ops(error)}{type(cause).__name__}: {cause}")
 
 
 class CompiledGraph:

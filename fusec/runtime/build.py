@@ -169,17 +169,17 @@ def _compile(jobs: Sequence[Job], cache: Cache, config: Config, counters: Counte
             job.accept(artifact)
             _count(counters, "cache_hits")
     results = compile_all([request for _, request, _ in missing], config.workers, timeout) if missing else []
-    failures = []
+    failures: list[tuple[str, BuildError]] = []
     for (job, _, key), result in zip(missing, results, strict=True):
         if isinstance(result, Artifact):
             job.accept(result)
             cache.put(key, Entry(result.to_json(), result.cubin))
             _count(counters, "kernels_built")
         elif not job.optional:
-            failures.append(result)
+            failures.append((job.kernel.source.name, result))
     if failures:
         more = f"\n({len(failures) - 1} more kernels failed)" if len(failures) > 1 else ""
-        raise BuildError(f"{failures[0]}{more}")
+        raise BuildError(f"{failures[0][1]}{more}", tuple(name for name, _ in failures))
 
 
 def load_artifact(cache: Cache, key: str) -> Artifact | None:

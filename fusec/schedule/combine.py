@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -78,12 +78,17 @@ class _Search:
         return not dependence.ordered(a, b) and not dependence.ordered(b, a) and dependence.between(a, b) is None
 
 
-def combine(schedule: Schedule, device: DeviceModel, once: Once | None = None) -> Schedule:
-    """The schedule with independent kernels in common launches; each leaves a FusionDecision."""
+def combine(
+    schedule: Schedule, device: DeviceModel, once: Once | None = None, apart: Set[str] = frozenset()
+) -> Schedule:
+    """The schedule with independent kernels in common launches; each leaves a FusionDecision.
+
+    apart: nests whose kernels are launched by themselves.
+    """
     once = once or Once()
     search = _Search(Dependence(schedule.steps))
     for position, step in enumerate(schedule.steps):
-        if isinstance(step, KernelPlan) and _can_combine(step):
+        if isinstance(step, KernelPlan) and apart.isdisjoint(step.nests) and _can_combine(step):
             search.place(step, position, likeness(step))
     batches = [b for b in search.batches if len(b.members) > 1]
     if not batches:

@@ -10,7 +10,7 @@ Every answer leaves a FusionDecision.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Union
 
@@ -48,6 +48,7 @@ class _Search:
     once: Once
     dependence: Dependence
     items: dict[int, Item]
+    apart: Set[str]
     readers: dict[str, set[int]] = field(default_factory=dict)
     writers: dict[str, set[int]] = field(default_factory=dict)
     decisions: list[FusionDecision] = field(default_factory=list)
@@ -60,6 +61,10 @@ class _Search:
             _, a, b = heapq.heappop(self.queue)
             if a in self.items and b in self.items:
                 self._try(a, b)
+
+    def _stands_alone(self, i: int) -> bool:
+        item = self.items[i]
+        return isinstance(item, Group) and not self.apart.isdisjoint(item.members)
 
     def _initial_pairs(self) -> Iterator[tuple[int, int]]:
         pairs: set[tuple[int, int]] = set()
@@ -75,6 +80,8 @@ class _Search:
         return writers, writers | {i for i in self.readers.get(buffer, ()) if isinstance(self.items[i], Group)}
 
     def _push(self, a: int, b: int) -> None:
+        if self._stands_alone(a) or self._stands_alone(b):
+            return
         gain = self._shared_bytes(a, b)
         if gain > 0:
             heapq.heappush(self.queue, (-gain, min(a, b), max(a, b)))
@@ -196,9 +203,12 @@ def _prepared(nests: Sequence[LoopNest], _table: Mapping[str, Buffer]) -> LoopNe
 
 
 def fuse(
-    program: Program, config: Config, once: Once | None = None
+    program: Program, config: Config, once: Once | None = None, apart: Set[str] = frozenset()
 ) -> tuple[tuple[Item, ...], tuple[FusionDecision, ...]]:
-    """Group the nests of a program; the result is in an order that respects every dependence."""
+    """Group the nests of a program; the result is in an order that respects every dependence.
+
+    apart: nests that are groups of their own.
+    """
     once = once or Once()
     items: dict[int, Item] = {}
     for position, node in enumerate(program.nodes):
@@ -206,7 +216,7 @@ def fuse(
             items[position] = node
         else:
             items[position] = Group(once(_prepared, (node,), program.table), (node.name,), position)
-    search = _Search(program, config, device_model(config.target), once, Dependence(program.nodes), items)
+    search = _Search(program, config, device_model(config.target), once, Dependence(program.nodes), items, apart)
     for position, node in enumerate(program.nodes):
         for name in node.reads:
             search.readers.setdefault(name, set()).add(position)

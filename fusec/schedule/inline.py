@@ -11,7 +11,7 @@ each element about once, for several when the producer's inputs are no larger th
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -31,8 +31,13 @@ from fusec.schedule.ranges import Range, mask_ranges
 from fusec.schedule.traffic import traffic
 
 
-def inline(program: Program, config: Config, once: Once | None = None) -> tuple[Program, tuple[FusionDecision, ...]]:
-    """Move cheap pointwise producers into their consumers; buffers nobody reads any more disappear."""
+def inline(
+    program: Program, config: Config, once: Once | None = None, apart: Set[str] = frozenset()
+) -> tuple[Program, tuple[FusionDecision, ...]]:
+    """Move cheap pointwise producers into their consumers; buffers nobody reads any more disappear.
+
+    apart: nests that stay as they are.
+    """
     once = once or Once()
     device = device_model(config.target)
     nodes: list[Node | None] = list(program.nodes)
@@ -48,7 +53,7 @@ def inline(program: Program, config: Config, once: Once | None = None) -> tuple[
         buffer = store.access.buffer
         consumers = [p for p in readers.get(buffer, ()) if isinstance(nodes[p], LoopNest)]
         nests = [n for n in (nodes[p] for p in consumers) if isinstance(n, LoopNest)]
-        if not nests:
+        if not nests or not apart.isdisjoint(n.name for n in (producer, *nests)):
             continue
         answer = once(_inlining, (producer, *nests), program.table, device, config.precision, buffer=buffer)
         if answer is None:

@@ -9,12 +9,13 @@ combine  independent small launches into one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from fusec.config import Config
+from fusec.errors import GroupError
 from fusec.ir.kernels import FusionDecision, Schedule, Step
-from fusec.ir.types import Extern, Program, Role
+from fusec.ir.types import Extern, Origin, Program, Role
 from fusec.schedule.combine import combine
 from fusec.schedule.cost import device_model
 from fusec.schedule.fuse import Group, Item, fuse
@@ -24,19 +25,23 @@ from fusec.schedule.plan import plan_group
 from fusec.schedule.split import is_workspace, split_reductions
 
 
-def schedule(program: Program, config: Config, once: Once | None = None) -> Schedule:
-    """Decide which nests share a launch, and how each launch is tiled. once: answers to take, and to add to."""
+def schedule(program: Program, config: Config, once: Once | None = None, apart: Set[str] = frozenset()) -> Schedule:
+    """Decide which nests share a launch, and how each launch is tiled.
+
+    once: answers to take, and to add to.   apart: nests that get a launch of their own, whatever that costs.
+    GroupError names the nests of a launch that cannot be planned.
+    """
     once = once or Once()
     device = device_model(config.target)
     decisions: tuple[FusionDecision, ...] = ()
     if config.fusion:
-        program, decisions = inline(program, config, once)
-    items, grouped = fuse(program, config, once)
+        program, decisions = inline(program, config, once, apart)
+    items, grouped = fuse(program, config, once, apart)
     if config.fusion:
-        split = split_reductions(program, items, device, once)
+        split = split_reductions(program, items, device, once, apart)
         if split is not None:
             program = split
-            items, grouped = fuse(program, config, once)
+            items, grouped = fuse(program, config, once, apart)
     decisions = (*decisions, *grouped)
     table = program.table
     boundaries = _Boundaries.of(items, program, decisions)
@@ -45,12 +50,29 @@ def schedule(program: Program, config: Config, once: Once | None = None) -> Sche
         if isinstance(item, Extern):
             steps.append(item)
         else:
-            steps.append(plan_group(item, f"k{len(steps)}", table, device, boundaries.of_group(item), once))
+            try:
+                steps.append(plan_group(item, f"k{len(steps)}", table, device, boundaries.of_group(item), once))
+            except Exception as error:
+                origins = [i.origin for i in item.nest.body if i.origin is not None]
+                raise group_error(error, item.members, origins, decisions) from error
     used = {b for step in steps for b in (*step.reads, *step.writes)} | program.returned
     kept = tuple(b for b in program.buffers if b.name in used or b.role in (Role.INPUT, Role.CONSTANT))
     inputs, outputs = program.inputs, program.outputs
     planned = Schedule(program.name, kept, tuple(steps), inputs, outputs, decisions, program.constants)
-    return combine(planned, device, once) if config.fusion else planned
+    return combine(planned, device, once, apart) if config.fusion else planned
+
+
+def group_error(
+    error: Exception, members: Sequence[str], origins: Sequence[Origin], decisions: Sequence[FusionDecision]
+) -> GroupError:
+    """What failed for a kernel, with every lowered nest that is part of it: those inlined into its members, too."""
+    nests = {name.removesuffix("_partial").removesuffix("_finish") for name in members} | set(members)
+    for decision in reversed(decisions):  # a producer is inlined before its consumer is
+        if decision.accepted and decision.consumer in nests:
+            nests.add(decision.producer)
+    lines = [f"{o.file}:{o.line}" for o in origins if o.file]
+    ops = tuple(dict.fromkeys(o.op for o in origins))
+    return GroupError(error, frozenset(nests), ops, next(iter(lines), ""))
 
 
 @dataclass(frozen=True, slots=True)

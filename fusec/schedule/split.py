@@ -15,7 +15,7 @@ It is decided after fusion, on groups whose rows cannot fill the device, and the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import permutations
 from math import prod
@@ -46,9 +46,16 @@ def is_workspace(buffer: Buffer) -> bool:
 
 
 def split_reductions(
-    program: Program, items: Sequence[Item], device: DeviceModel, once: Once | None = None
+    program: Program,
+    items: Sequence[Item],
+    device: DeviceModel,
+    once: Once | None = None,
+    apart: Set[str] = frozenset(),
 ) -> Program | None:
-    """The program with the reductions of starving groups split, or None when there is none."""
+    """The program with the reductions of starving groups split, or None when there is none.
+
+    apart: nests that stay whole.
+    """
     once = once or Once()
     wanted: dict[str, int] = {}
     groups = [item for item in items if isinstance(item, Group)]
@@ -61,7 +68,7 @@ def split_reductions(
         slices = once(_slices_beside, (rows.nest, columns.nest), program.table, device)
         if slices > 1:
             beside.update((name, max(slices, beside.get(name, 1))) for name in columns.members)
-    wanted |= beside
+    wanted = {name: slices for name, slices in (wanted | beside).items() if name not in apart}
     if not wanted:
         return None
     nodes: list[Node] = []

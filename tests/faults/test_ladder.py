@@ -18,7 +18,9 @@ from torch import Tensor, nn
 import fusec
 from fusec import pipeline
 from fusec.errors import BuildError, CacheWarning, FallbackWarning, FusecError, LoweringError, VerificationError
+from fusec.ir.kernels import KernelPlan
 from fusec.lowering.registry import LOWERINGS
+from fusec.schedule import scheduler
 
 pytestmark = pytest.mark.usefixtures("clean")  # a cache of its own, counters at zero
 
@@ -89,6 +91,59 @@ def test_a_fault_of_fusion_runs_unfused(monkeypatch: pytest.MonkeyPatch) -> None
     (message,) = messages
     assert "runs without fusion: BuildError: fused kernel does not compile" in message
     assert fusec.stats()["fallbacks"][0]["level"] == "group" and fusec.stats()["kernels_launched"] > 1
+
+
+def two_chains(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    first = torch.softmax(x * torch.sigmoid(y), -1)
+    return first, torch.cumsum(first, 0).exp().tanh().sum(-1)  # another group: a scan lies between
+
+
+def refusing_sigmoid(original: Callable[..., Any], plan_of: Callable[..., Any], error: Exception) -> Callable[..., Any]:
+    """The pass, failing where sigmoid shares a kernel with another op."""
+
+    def compute(*args: Any, **kwargs: Any) -> Any:
+        body = plan_of(*args)
+        ops = {i.origin.op for i in body if i.origin is not None}
+        if "aten.sigmoid.default" in ops and len(ops) > 1:
+            raise error
+        return original(*args, **kwargs)
+
+    return compute
+
+
+@pytest.mark.parametrize("where", ["planned", "generated", "compiled"])
+def test_only_the_group_that_fails_is_taken_apart(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fused = fusec.explain(two_chains)(*ARGUMENTS)
+    fusec.reset()
+    error = ValueError("no common kernel")
+    if where == "planned":
+        original = refusing_sigmoid(scheduler.plan_group, lambda group, *_: group.nest.body, error)
+        monkeypatch.setattr(scheduler, "plan_group", original)
+    elif where == "generated":
+        original = refusing_sigmoid(pipeline.generate_kernel, lambda plan, *_: plan.body, error)
+        monkeypatch.setattr(pipeline, "generate_kernel", original)
+    else:
+        build = pipeline.build
+
+        def failing_build(schedule: Any, plan: Any, sources: Any, *rest: Any) -> Any:
+            plans = [step for step in schedule.steps if isinstance(step, KernelPlan)]
+            shared = [{"aten.sigmoid.default"} < {o.op for o in p.origins} for p in plans]
+            bad = [source.name for source, both in zip(sources, shared, strict=True) if both]
+            if bad:
+                raise BuildError("no common kernel", tuple(bad))
+            return build(schedule, plan, sources, *rest)
+
+        monkeypatch.setattr(pipeline, "build", failing_build)
+    got, messages = call(fusec.compile(two_chains), *ARGUMENTS)
+    torch.testing.assert_close(got, two_chains(*ARGUMENTS))
+    (message,) = [m for m in messages if "without fusion" in m]
+    assert "aten.sigmoid.default" in message and "no common kernel" in message and "test_ladder.py" in message
+    assert [f["level"] for f in fusec.stats()["fallbacks"] if f["level"] != "op"] == ["group"]
+    apart = fusec.explain(two_chains)(*ARGUMENTS)
+    unchanged = {k.source for k in fused.kernels} & {k.source for k in apart.kernels}
+    assert len(apart.kernels) > len(fused.kernels) and any("tanh" in text for text in unchanged)
+    with pytest.raises(FusecError, match="no common kernel"):
+        fusec.compile(two_chains, options={"strict": True})(*ARGUMENTS)
 
 
 def test_a_fault_at_the_first_call_runs_eagerly_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:

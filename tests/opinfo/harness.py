@@ -174,7 +174,7 @@ class Compiler:
     """Compiles samples of one op; a graph is kept for samples that differ only in their values."""
 
     def __init__(self, config: Config | None = None) -> None:
-        self.config = Config(cache=False, workers=0) if config is None else config
+        self.config = Config(cache=False, workers=0, random="eager") if config is None else config
         self.graphs: dict[Any, _Graph | NotCaptured] = {}
 
     def compiled(self, function: Callable[..., Any], arguments: Any, given: Stats) -> _Graph:
@@ -214,8 +214,13 @@ class Compiler:
         stats = Stats()
         module = fx.GraphModule(torch.nn.Module(), graph)
         call = backend(
-            module, [leaves[i] for i in positions], compile_graph=lambda g: compile_graph(g, self.config, stats)
+            module,
+            [leaves[i] for i in positions],
+            compile_graph=lambda g: compile_graph(g, self.config, stats),
+            random=self.config.random,
         )
+        if not any(x is _TENSOR for x in traced[0]):
+            raise NotCaptured("no tensor is returned")
         return _Graph(call, traced[1], traced[0], (), stats)
 
 

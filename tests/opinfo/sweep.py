@@ -29,18 +29,22 @@ SHOWN = 12  # failures kept of an op and a dtype, in words
 SECONDS = 120  # for one sample
 
 
-def run_op(op: Any, dtype: torch.dtype) -> dict[str, Any]:
-    """Every sample of an op in one dtype, as a row of the report."""
+def run_op(op: Any, dtype: torch.dtype, most: int) -> dict[str, Any]:
+    """The samples of an op in one dtype, `most` of them spread over all, as a row of the report."""
     start, compiler = time.monotonic(), Compiler()
-    outcomes: list[Outcome] = [run_sample(op, s, compiler, SECONDS) for s in list(samples(op, dtype))]
-    return row(full_name(op), str(dtype).removeprefix("torch."), outcomes, time.monotonic() - start)
+    drawn = list(enumerate(samples(op, dtype)))
+    chosen = drawn[:: -(-len(drawn) // most)] if drawn else []
+    outcomes = {i: run_sample(op, s, compiler, SECONDS) for i, s in chosen}
+    return row(full_name(op), str(dtype).removeprefix("torch."), outcomes, len(drawn), time.monotonic() - start)
 
 
-def row(name: str, dtype: str, outcomes: list[Outcome], seconds: float) -> dict[str, Any]:
-    failed = [(i, o) for i, o in enumerate(outcomes) if not o.passed]
+def row(name: str, dtype: str, found: dict[int, Outcome], of: int, seconds: float) -> dict[str, Any]:
+    outcomes = list(found.values())
+    failed = [(i, o) for i, o in found.items() if not o.passed]
     return {
         "op": name,
         "dtype": dtype,
+        "of": of,
         "samples": len(outcomes),
         "failed": len(failed),
         "closer": sum(o.verdict == "closer" for o in outcomes),
@@ -57,12 +61,12 @@ def row(name: str, dtype: str, outcomes: list[Outcome], seconds: float) -> dict[
 # -- workers --------------------------------------------------------------------------------------
 
 
-def work(out: Path, shard: int, shards: int, dtypes: list[str], names: list[str]) -> None:
-    """Run the ops of a shard that no line speaks of yet."""
+def work(out: Path, shard: int, shards: int, dtypes: list[str], names: list[str], most: int) -> None:
+    """Run the ops of a shard that no line speaks of yet, or of fewer samples."""
     logging.getLogger("fusec").setLevel(logging.ERROR)
     logging.getLogger("torch").setLevel(logging.CRITICAL)
     torch.set_num_threads(1)
-    done = set(report.read(out))
+    done = {key for key, r in report.read(out).items() if r["samples"] >= min(most, r["of"])}
     with (out / f"shard_{shard}_of_{shards}.jsonl").open("a") as file:
         for dtype in dtypes:
             for number, op in enumerate(ops()):
@@ -71,8 +75,8 @@ def work(out: Path, shard: int, shards: int, dtypes: list[str], names: list[str]
                     continue
                 if not supported(op, getattr(torch, dtype)):
                     continue
-                _write(file, {**row(*key, [], 0.0), "started": True})
-                _write(file, run_op(op, getattr(torch, dtype)))
+                _write(file, {**row(*key, {}, 0, 0.0), "started": True})
+                _write(file, run_op(op, getattr(torch, dtype), most))
 
 
 def _write(file: Any, line: dict[str, Any]) -> None:
@@ -108,6 +112,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--dtypes", default=",".join(REQUIRED), help=f"of {', '.join(DTYPES)}")
     parser.add_argument("--ops", default="", help="names, with commas; all when not given")
+    parser.add_argument("--most", type=int, default=1 << 30, help="samples of an op and a dtype, spread over all")
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--fresh", action="store_true", help="forget what was done before")
     parser.add_argument("--write", type=Path, help="write the table of results to this file")
@@ -117,13 +122,13 @@ def main() -> int:
     dtypes, names = given.dtypes.split(","), [n for n in given.ops.split(",") if n]
     if given.shard:
         shard, shards = (int(n) for n in given.shard.split("/"))
-        work(given.out, shard, shards, dtypes, names)
+        work(given.out, shard, shards, dtypes, names, given.most)
         return 0
     if given.fresh:
         for path in given.out.glob("shard_*.jsonl"):
             path.unlink()
     if not given.report:
-        supervise(given.out, given.workers, ["--dtypes", given.dtypes, "--ops", given.ops])
+        supervise(given.out, given.workers, ["--dtypes", given.dtypes, "--ops", given.ops, "--most", str(given.most)])
     rows = [r for r in report.read(given.out).values() if r["dtype"] in dtypes and (not names or r["op"] in names)]
     print(report.summary(rows))
     if given.write is not None:
