@@ -30,9 +30,10 @@ from torch._dynamo.exc import (
 )
 from torch._dynamo.utils import counters
 from torch._functorch.partitioners import min_cut_rematerialization_partition
-from torch._guards import CompileContext
+from torch._guards import CompileContext, TracingContext
 from torch.fx import Graph, GraphModule, Node
 
+from fusec.capture.aliases import GuardedAliases
 from fusec.capture.decompositions import decomposition_table
 from fusec.capture.graph import CapturedGraph, is_symbolic, readable_name, trim_stack
 from fusec.capture.inplace import write_in_place
@@ -90,6 +91,7 @@ def backend(
                    eagerly, and `on_eager(graph, reason)` is told once. None: no limit.
     """
     sources = dynamo_names(gm)
+    writing: list[CapturedGraph] = []
 
     def compiler(kind: str) -> Callable[[GraphModule, Sequence[Any]], Compiled]:
         def compile_aten(graph_module: GraphModule, inputs: Sequence[Any]) -> Compiled:
@@ -103,6 +105,8 @@ def backend(
                 kind,
                 f"{name}_backward" if kind == "backward" else name,
             )
+            if kind != "backward" and _writes_inputs():
+                writing.append(graph)
             if not is_symbolic(inputs):
                 write_in_place(graph_module)
                 return _boxed(compile_graph(graph))
@@ -119,7 +123,21 @@ def backend(
         keep_inference_input_mutations=True,  # copy_ in the graph, for `write_in_place`
     )
     compiled: Compiled = compile_function(gm, list(example_inputs))
-    return compiled
+    if not writing:
+        return compiled
+
+    def on_other_aliases() -> None:
+        if on_eager is not None:
+            on_eager(writing[0], "writes inputs that now overlap in another way; such calls run as eager PyTorch would")
+
+    return GuardedAliases(compiled, gm.forward, on_other_aliases)
+
+
+def _writes_inputs() -> bool:
+    """True when the function that AOTAutograd is compiling changes an argument's data."""
+    context = TracingContext.try_get()
+    known = context.fw_metadata if context is not None else None
+    return known is not None and any(i.mutates_data for i in known.input_info)
 
 
 def _partition_drawing_in_kernels(joint: GraphModule, inputs: Any, **options: Any) -> Any:

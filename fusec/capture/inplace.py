@@ -7,7 +7,7 @@ Enters: an aten graph that ends with `copy_(input, new value)`. Leaves: the same
     copy_(cache, put)
 
 A scatter of any kind is rewritten when nothing reads the old value, or a view of it, afterwards. A key-value cache
-that takes one token then moves one row and not itself. Everything else keeps its `copy_`.
+that takes one token then moves one row and not itself. Everything else keeps its `copy_`, which lowering makes a nest.
 """
 
 from __future__ import annotations

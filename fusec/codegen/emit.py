@@ -129,7 +129,7 @@ class Emitter:
             if instr.op == "load":
                 self._load(number, instr)
             elif instr.access is not None:
-                self._store(instr)
+                self._store(number, instr)
             elif instr.op == "const":
                 value = instr.attr("value")
                 self._set(instr, Value(literal(value, instr.dtype), instr.dtype, 0, value))
@@ -413,7 +413,7 @@ class Emitter:
             return False
         return not any(i.access is not None and i.op != "load" for i in self.plan.body[number:user])
 
-    def _store(self, instr: Instr) -> None:
+    def _store(self, number: int, instr: Instr) -> None:
         assert instr.access is not None
         pointer, mask = self._address(instr, instr.args[1] if len(instr.args) > 1 else None)
         operand = self._operand(instr.args[0])
@@ -428,8 +428,10 @@ class Emitter:
             return
         if len(text.text) > MAX_LINE and self.values[instr.args[0]].ops:
             self._name(self.plan.body[self.analysis.defined[instr.args[0]]], self.values[instr.args[0]])
-            self._store(instr)
+            self._store(number, instr)
             return
+        if self._overwrites_shared(number, instr):
+            self.section.lines.append("tl.debug_barrier()")
         self.section.lines.append(f"tl.store({', '.join(arguments)})")
 
     def _repeats(self, instr: Instr) -> list[str]:
@@ -439,6 +441,18 @@ class Emitter:
         spread = spread_of(instr, self.analysis.varying, {a.name: d.name for d in self.dims for a in d.axes})
         counted = [d for d in self.dims if d.name not in spread and any(a.name in instr.axes for a in d.axes)]
         return [self.addresses.extent(d) for d in counted]
+
+    def _overwrites_shared(self, number: int, instr: Instr) -> bool:
+        """A store over what other threads of the program may have yet to load.
+
+        The thread that stores an element is the one that loaded it where the tile has one dimension and the address
+        follows it; everywhere else several threads may load it.
+        """
+        assert instr.access is not None
+        earlier = (i.access for i in self.plan.body[:number] if i.op == "load")
+        if not any(access is not None and access.buffer == instr.access.buffer for access in earlier):
+            return False
+        return len(self.dims) != 1 or not self.addresses.spread(self.addresses.flatten(instr.access.index))
 
     def _address(self, instr: Instr, condition: str | None) -> tuple[str, str]:
         """(pointer text, mask text or "") of an access."""

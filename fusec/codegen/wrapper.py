@@ -19,6 +19,7 @@ Enters: a Schedule, its BufferPlan and a KernelSource per kernel step. Leaves: a
 What `rt` must offer (see `fusec/runtime/executable.py`):
 
     rt.launch[k](*tensors, *sizes)             the k-th kernel step; tensors in the order of the source's pointers
+    rt.written(*tensors)                       inputs that a launch has written
     rt.extern[k](*args, **kwargs)              the k-th extern step
     rt.empty(shape, strides, dtype, device)    new memory
     rt.view(tensor, shape, strides, offset)    a strided view; offset in elements from the tensor's first
@@ -42,7 +43,7 @@ from fusec.codegen.names import Names, comment
 from fusec.errors import FusecError
 from fusec.ir.index import Atom, Expr, FloorDiv, IndexLike, Mod, Sym, as_int, symbols_of
 from fusec.ir.kernels import Allocation, BufferPlan, KernelPlan, KernelSource, Schedule
-from fusec.ir.types import Buffer, Extern, Output, TensorView
+from fusec.ir.types import Buffer, Extern, Output, Role, TensorView
 
 _MAX_LINE = 112
 
@@ -154,6 +155,9 @@ class _Wrapper:
         arguments = [self._on_device(b, device) for b in plan.buffers]
         arguments += [self._size_param(p.name) for p in source.params if p.kind == "size"]
         self._line(f"rt.launch[{number}](", arguments, ")", f"  # {source.name}")
+        written = [self.variables[n] for n in plan.writes if self.schedule.table[n].role is Role.INPUT]
+        if written:
+            self._line("rt.written(", written, ")", "")
 
     def _size_param(self, name: str) -> str:
         if name not in self.sizes:

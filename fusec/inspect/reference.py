@@ -74,11 +74,13 @@ _TEXT = {
     "any": "torch.any({0}, dim={dims}, keepdim=True)",
     "all": "torch.all({0}, dim={dims}, keepdim=True)",
     "exp_sum": "torch.sum(torch.exp({0} - torch.amax({0}, dim={dims}, keepdim=True)), dim={dims}, keepdim=True)",
+    "philox": "philox({0}, {1}, {2})",
     "argmax": "_first({0}, torch.amax({0}, dim={dims}, keepdim=True), {1}, {dims})",
     "argmin": "_first({0}, torch.amin({0}, dim={dims}, keepdim=True), {1}, {dims})",
 }
 
 _EXTRA_HELPERS = {
+    "philox": "from fusec.kernels.philox import philox",
     "_prod": """
 def _prod(value, dims):
     for dim in dims:

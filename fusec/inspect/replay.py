@@ -128,7 +128,7 @@ class _Recorder(fx.Interpreter):
 def _node_values(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[str, Any]:
     recorder = _Recorder(module)
     with torch.no_grad(), torch.random.fork_rng():
-        recorder.run(*inputs)
+        recorder.run(*(x.clone() if isinstance(x, torch.Tensor) else x for x in inputs))  # some are written
     return recorder.found
 
 

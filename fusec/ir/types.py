@@ -22,6 +22,7 @@ Everything here is immutable; a pass builds new values.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -296,6 +297,14 @@ class Program:
     def table(self) -> dict[str, Buffer]:
         """Buffers by name."""
         return {b.name: b for b in self.buffers}
+
+    @cached_property
+    def changing(self) -> frozenset[str]:
+        """Buffers with several values or writers: inputs that are written, what a call mutates, segments."""
+        writers = Counter(name for node in self.nodes for name in set(node.writes))
+        mutated = {name for node in self.nodes if isinstance(node, Extern) for name in node.mutates}
+        several = {n for n, count in writers.items() if count > 1 or self.table[n].role is Role.INPUT}
+        return frozenset(mutated | several)
 
     @cached_property
     def returned(self) -> frozenset[str]:

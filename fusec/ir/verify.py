@@ -156,6 +156,8 @@ class _Body:
         self._require(instr.dtype is expected, line, message)
 
     def _check_operand_kind(self, line: int, instr: Instr, operands: Sequence[torch.dtype]) -> None:
+        if instr.op == "philox":
+            self._require(operands[0] is torch.int64, line, f"philox takes i64, got {dtype_name(operands[0])}")
         if instr.op in ("any", "all"):
             self._require(operands[0] is torch.bool, line, f"{instr.op} takes bool, got {dtype_name(operands[0])}")
         if instr.op in ("not", "and", "or", "xor", "shl", "shr"):
@@ -248,14 +250,15 @@ class _Flow:
             if instr.op != "store" or instr.access is None:
                 continue
             buffer = instr.access.buffer
-            if self.table[buffer].role in (Role.INPUT, Role.CONSTANT):
-                raise _fail(self.where, f"{name} writes {buffer}, which is an input", text)
+            if self.table[buffer].role is Role.CONSTANT:
+                raise _fail(self.where, f"{name} writes {buffer}, which is a constant", text)
             if instr.access.mode is not AccessMode.STORE:
                 self.read(name, (buffer,), text)  # it changes what is there
                 continue
             store = Written(name, instr.access.index, tuple(axes), len(instr.args) > 1)
+            is_input = self.table[buffer].role is Role.INPUT  # holds data before any write: later writes replace it
             for other in self.written.get(buffer, ()):
-                if stores_overlap(other, store):
+                if (other.node == name or not is_input) and stores_overlap(other, store):
                     raise _fail(self.where, f"{other.node} and {name} both write {buffer} at the same addresses", text)
             self.written.setdefault(buffer, []).append(store)
             self.ready.add(buffer)

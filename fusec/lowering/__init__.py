@@ -24,6 +24,7 @@ from fusec.lowering import (
     softmax,
     upsample,
     views,
+    writes,
 )
 from fusec.lowering.lower import lower
 
@@ -43,6 +44,7 @@ FAMILIES = (
     softmax,
     upsample,
     views,
+    writes,
 )
 
 __all__ = ["FAMILIES", "lower"]

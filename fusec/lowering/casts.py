@@ -57,18 +57,6 @@ def copy(ctx: Context, x: Ref, source: Ref, non_blocking: bool = False) -> Ref:
     return to_copy(ctx, source)
 
 
-@lowering(aten.copy_.default)
-def copy_in_place(ctx: Context, target: Ref, source: Ref, non_blocking: bool = False) -> Ref:
-    """A mutated input is written back by the library: a nest writes only buffers of the program's own."""
-    written = target.tensor_view()
-    if written is None:
-        raise NotLowered("a write through a view that is not strided")
-    source = ctx.materialize(source) if source.buffer == target.buffer else source
-    arguments = (written, ctx.view(source))
-    ctx.extern(aten.copy_.default, arguments, outputs=[None], reason="writes an input", mutates=[target.buffer])
-    return target
-
-
 @pointwise(aten.fill)
 def fill(nest: NestBuilder, x: Value, value: Ref | Number) -> Value:
     filled = operand(nest, value, (1,) * len(nest.p), x.dtype) if isinstance(value, Ref) else nest.const(value, x.dtype)

@@ -56,6 +56,11 @@ class Runtime:
         return torch.empty_strided(shape, strides, dtype=dtype, device=device)
 
     @staticmethod
+    def written(*tensors: torch.Tensor) -> None:
+        """Count a write, as an in-place op of eager mode does: autograd must notice a saved tensor that changed."""
+        torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
+
+    @staticmethod
     def view(tensor: torch.Tensor, shape: Sequence[int], strides: Sequence[int], offset: int = 0) -> torch.Tensor:
         """A strided view; `offset` counts elements from the tensor's first."""
         return tensor.as_strided(shape, strides, tensor.storage_offset() + offset)

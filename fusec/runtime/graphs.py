@@ -43,6 +43,8 @@ def why_not(schedule: Schedule, target: Target) -> str | None:
                 return f"{step.target} writes {', '.join(step.mutates)} in place"
             if torch.Tag.dynamic_output_shape in getattr(step.target, "tags", ()):
                 return f"{step.target} returns a shape that depends on values"
+        elif written := sorted(set(step.writes).intersection(n for n in schedule.inputs if n is not None)):
+            return f"{step.name} writes {', '.join(written)} in place"
     if None in schedule.inputs:
         return "an input is a number"
     return None

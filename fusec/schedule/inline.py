@@ -43,7 +43,7 @@ def inline(
     nodes: list[Node | None] = list(program.nodes)
     decisions: list[FusionDecision] = []
     escaping = _escaping(program)
-    readers = _readers(program)
+    readers, writers = _readers(program), _writers(program)
     for position, producer in enumerate(nodes):
         if not isinstance(producer, LoopNest):
             continue
@@ -54,6 +54,8 @@ def inline(
         consumers = [p for p in readers.get(buffer, ()) if isinstance(nodes[p], LoopNest)]
         nests = [n for n in (nodes[p] for p in consumers) if isinstance(n, LoopNest)]
         if not nests or not apart.isdisjoint(n.name for n in (producer, *nests)):
+            continue
+        if _overwritten(producer, position, consumers, writers):
             continue
         answer = once(_inlining, (producer, *nests), program.table, device, config.precision, buffer=buffer)
         if answer is None:
@@ -103,23 +105,23 @@ def _inlining(
 
 def _escaping(program: Program) -> frozenset[str]:
     """Buffers that someone other than a nest needs in memory, or that are written more than once."""
-    names = set(program.returned)
-    written: set[str] = {b.name for b in program.buffers if b.role in (Role.INPUT, Role.CONSTANT)}
-    mutated: set[str] = set()
-    for node in program.nodes:
-        if isinstance(node, Extern):
-            names.update(node.reads)
-            names.update(node.writes)
-        for name in node.writes:
-            if name in written:
-                mutated.add(name)
-            written.add(name)
-    names |= mutated
-    # What is read before an in-place write must not be read later: keep the producers that read it where they are.
-    for node in program.nodes:
-        if isinstance(node, LoopNest) and mutated & set(node.reads):
-            names.update(node.writes)
-    return frozenset(names)
+    externs = [node for node in program.nodes if isinstance(node, Extern)]
+    touched = {name for node in externs for name in (*node.reads, *node.writes)}
+    return program.returned | program.changing | touched
+
+
+def _writers(program: Program) -> dict[str, list[int]]:
+    """Where each buffer that changes is written, by position."""
+    result: dict[str, list[int]] = {}
+    for position, node in enumerate(program.nodes):
+        for name in program.changing.intersection(node.writes):
+            result.setdefault(name, []).append(position)
+    return result
+
+
+def _overwritten(producer: LoopNest, position: int, consumers: list[int], writers: dict[str, list[int]]) -> bool:
+    """True when something the producer reads is written before a consumer, or by it: it would read the new value."""
+    return any(position < w <= max(consumers) for name in producer.reads for w in writers.get(name, ()))
 
 
 def _readers(program: Program) -> dict[str, list[int]]:

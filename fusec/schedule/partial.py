@@ -13,7 +13,6 @@ Exact for max, min, any, all and integers; floats are added in another order, as
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import permutations
@@ -49,8 +48,7 @@ def reuse_partial_reductions(program: Program, *, reorder_floats: bool) -> Progr
     rows[p0] = sum x[4096*p0 + r0] over r0          rows[p0] = sum x[4096*p0 + r0] over r0
     total[0] = sum x[r0] over r0              ->    total[0] = sum rows[r0] over r0
     """
-    writers = Counter(name for node in program.nodes for name in set(node.writes))
-    found = [r for r in _reductions(program, writers) if reorder_floats or not _reorders_floats(r.instr)]
+    found = [r for r in _reductions(program) if reorder_floats or not _reorders_floats(r.instr)]
     nodes = list(program.nodes)
     moved: dict[int, list[int]] = {}  # position of a full reduction -> partial ones that must run before it
     used: set[int] = set()
@@ -83,9 +81,11 @@ def _reorders_floats(instr: Instr) -> bool:
     return instr.op in ("sum", "prod") and instr.dtype.is_floating_point
 
 
-def _reductions(program: Program, writers: Counter[str]) -> Iterator[_Reduction]:
+def _reductions(program: Program) -> Iterator[_Reduction]:
     for position, node in enumerate(program.nodes):
         if not isinstance(node, LoopNest) or len(node.reductions) != 1 or len(node.axes) > MOST_AXES:
+            continue
+        if program.changing.intersection(node.reads):  # equal loads need not see equal values
             continue
         instr = node.reductions[0]
         if instr.op not in OPS:
@@ -97,7 +97,7 @@ def _reductions(program: Program, writers: Counter[str]) -> Iterator[_Reduction]
         for line in node.body:
             direct = line.op == "store" and line.args == (instr.out,) and line.dtype is instr.dtype
             if direct and line.access is not None and line.access.mode is AccessMode.STORE:
-                partial = line.access if writers[line.access.buffer] == 1 else partial
+                partial = line.access if line.access.buffer not in program.changing else partial
         yield _Reduction(position, node, instr, operand, partial)
 
 

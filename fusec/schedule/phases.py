@@ -27,6 +27,7 @@ def levels(body: Sequence[Instr], axes: Sequence[Axis], reduced: frozenset[str])
     level: dict[str, int] = {}
     result: dict[int, int] = {}
     finished: dict[str, int] = {}  # values that exist only once the loop of that phase has ended
+    loaded = {i.access.buffer for i in body if i.op == "load" and i.access is not None}
     for position, instr in enumerate(body):
         along = _runs_along(instr, values, reduced)
         needs = 0
@@ -38,6 +39,10 @@ def levels(body: Sequence[Instr], axes: Sequence[Axis], reduced: frozenset[str])
             level[instr.out] = needs
             if set(instr.reduced_axes) & reduced or (not along and any(o in finished for o in instr.value_operands)):
                 finished[instr.out] = needs
+    last = max(result.values(), default=0)
+    for position, instr in enumerate(body):
+        if instr.op == "store" and instr.access is not None and instr.access.buffer in loaded:
+            result[position] = last  # a later phase would load what this one has overwritten
     return result
 
 

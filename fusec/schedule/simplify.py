@@ -12,7 +12,6 @@ Inside a nest: common subexpressions, algebra, dead lines (fusec.schedule.algebr
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -111,11 +110,7 @@ class _Sharing:
     def __post_init__(self) -> None:
         self.table = dict(self.program.table)
         self.returned = set(self.program.returned)
-        writers = Counter(name for node in self.program.nodes for name in set(node.writes))
-        self.fixed = {name for name, count in writers.items() if count > 1}
-        for node in self.program.nodes:
-            if isinstance(node, Extern):
-                self.fixed.update(node.mutates)
+        self.fixed = set(self.program.changing)
 
     # A node arrives: rename what it reads, then ask whether it is a copy or known already.
 
@@ -319,7 +314,7 @@ def _rename_output(output: Output, alias: dict[str, str]) -> Output:
 
 
 def remove_dead(program: Program) -> Program:
-    """Without nests, stores and pure calls that reach no output, and without the buffers only they used.
+    """Without nests, stores and pure calls that reach no output and no input, and without the buffers only they used.
 
         n0: y[p0] = exp x[p0]                n0: y[p0] = exp x[p0]
         n1: unused[p0] = neg y[p0]     ->    return y
@@ -327,7 +322,7 @@ def remove_dead(program: Program) -> Program:
 
     Calls with effects stay: those that change a buffer in place, return nothing or draw random numbers.
     """
-    needed = set(program.returned)
+    needed = set(program.returned) | {b.name for b in program.buffers if b.role is Role.INPUT}
     kept: list[Node] = []
     for node in reversed(program.nodes):
         if isinstance(node, LoopNest):

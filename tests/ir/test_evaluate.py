@@ -36,7 +36,9 @@ def run(body: str, out: str, *inputs: torch.Tensor, axes: str = "p0<12", returns
     return result
 
 
-POINTWISE = [op for op, info in OPS.items() if info.kind is OpKind.POINTWISE and info.evaluate is not None]
+POINTWISE = [
+    op for op, info in OPS.items() if info.kind is OpKind.POINTWISE and op not in ("cast", "bitcast", "philox")
+]
 INTEGER_ONLY = {"not", "and", "or", "xor", "shl", "shr"}
 BOOL_TOO = {"not", "and", "or", "xor", "eq", "ne", "where", "minimum", "maximum"}
 INTEGERS_TOO = INTEGER_ONLY | {

@@ -68,7 +68,7 @@ X = "%0:f32 = load x[6*p0 + p1]\n"
         ("%0:f32 = load x[p0 - 1]", "x has 24 elements; x[p0 - 1] reaches from -1 to 2"),
         (X + "store y[6*p0 + p1 + 1], %0", "y has 24 elements"),
         (X + "store y[p0], %0", "the value varies over p1, the address does not"),
-        (X + "store x[6*p0 + p1], %0", "n0 writes x, which is an input"),
+        (X + "%1:i64 = const 0\n%2:i32 = philox %0, %0, %0", "philox takes i64, got f32"),
         ("%0:f32 = load t[6*p0 + p1]\nstore y[6*p0 + p1], %0", "n0 reads t before anything writes it"),
         (X + "store y[6*p0 + p1], %0\nstore y[6*p0 + p1], %0", "n0 and n0 both write y at the same addresses"),
     ],
