@@ -125,7 +125,7 @@ def copied(ctx: Context, x: Ref, out: Ref, change: Callable[[NestBuilder, Value]
 
 def overwritten(ctx: Context, x: Ref, updates: Updates) -> Ref:
     """A copy of x with the updates; of several to one place any wins."""
-    _refuse_where_deterministic("writes that may meet at one place")
+    refuse_where_deterministic("writes that may meet at one place")
     out = at_least_1d(result := ctx.result())
     copied(ctx, x, out, lambda nest, v: v)
     updates.apply(ctx, out, AccessMode.OVERWRITE, lambda nest, v: nest.cast(v, out.dtype))
@@ -135,7 +135,7 @@ def overwritten(ctx: Context, x: Ref, updates: Updates) -> Ref:
 def summed(ctx: Context, x: Ref | None, updates: Updates, change: Callable[[Value], Value] = lambda v: v) -> Ref:
     """x (zeros if None) plus all updates."""
     result = ctx.result()
-    out, wide = at_least_1d(result), _sum_dtype(result.dtype)
+    out, wide = at_least_1d(result), sum_dtype(result.dtype)
     total = out if wide is out.dtype else ctx.temporary(wide, out.shape, hint="total")
     if x is None:
         with ctx.nest(total.shape) as nest:
@@ -148,17 +148,17 @@ def summed(ctx: Context, x: Ref | None, updates: Updates, change: Callable[[Valu
     return result
 
 
-def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype atomic sums are kept in; NotLowered where there is none, or their order must not be left to chance."""
     if dtype is torch.bool:
         raise NotLowered("sums of bools are not kept atomically")
     if dtype.is_floating_point:
-        _refuse_where_deterministic("sums of floats in any order")
+        refuse_where_deterministic("sums of floats in any order")
         return compute_dtype(dtype)
     return dtype if dtype.itemsize >= 4 else torch.int32
 
 
-def _refuse_where_deterministic(what: str) -> None:
+def refuse_where_deterministic(what: str) -> None:
     if torch.are_deterministic_algorithms_enabled():
         raise NotLowered(f"{what}, while deterministic algorithms are asked for")
 
@@ -176,7 +176,7 @@ def reduced(ctx: Context, x: Ref, updates: Updates, op: str, include_self: bool)
         raise NotLowered("a scatter that reduces bools")
     result = ctx.result()
     out = at_least_1d(result)
-    wide = _sum_dtype(x.dtype) if op in ("sum", "mean") else _ordered_dtype(x.dtype)
+    wide = sum_dtype(x.dtype) if op in ("sum", "mean") else _ordered_dtype(x.dtype)
     into = "sum" if op == "mean" else op
 
     def encoded(nest: NestBuilder, v: Value) -> Value:
@@ -256,10 +256,10 @@ def _scatter(ctx: Context, x: Ref, dim: int, index: Ref, source: Ref | Number) -
     if x.ndim and index.shape == (*x.shape[: dim % x.ndim], 1, *x.shape[dim % x.ndim + 1 :]):
         return _one_a_line(ctx, x, dim % x.ndim, index, source)
     x, index = at_least_1d(x), at_least_1d(index)
-    return overwritten(ctx, x, along(x, dim % x.ndim, index, _source_value(source, x.dtype)))
+    return overwritten(ctx, x, along(x, dim % x.ndim, index, source_value(source, x.dtype)))
 
 
-def _source_value(source: Ref | Number, dtype: torch.dtype) -> Callable[[NestBuilder], Value]:
+def source_value(source: Ref | Number, dtype: torch.dtype) -> Callable[[NestBuilder], Value]:
     if isinstance(source, Ref):
         at = at_least_1d(source)
         return lambda nest: nest.load(at, nest.p)
@@ -282,13 +282,13 @@ def scatter_combine(ctx: Context, x: Ref, dim: int, index: Ref, source: Ref | Nu
     if reduce != "add":
         raise NotLowered(f"a scatter with reduce={reduce!r}")
     x, index = at_least_1d(x), at_least_1d(index)
-    return summed(ctx, x, along(x, dim % x.ndim, index, _source_value(source, x.dtype)))
+    return summed(ctx, x, along(x, dim % x.ndim, index, source_value(source, x.dtype)))
 
 
 @lowering(aten.scatter_add.default)
 def scatter_add(ctx: Context, x: Ref, dim: int, index: Ref, src: Ref) -> Ref:
     x, index = at_least_1d(x), at_least_1d(index)
-    return summed(ctx, x, along(x, dim % x.ndim, index, _source_value(src, x.dtype)))
+    return summed(ctx, x, along(x, dim % x.ndim, index, source_value(src, x.dtype)))
 
 
 _REDUCE_NAMES = {"amax": "max", "amin": "min"}
@@ -299,7 +299,7 @@ def scatter_reduce(
     ctx: Context, x: Ref, dim: int, index: Ref, src: Ref, reduce: str, *, include_self: bool = True
 ) -> Ref:
     x, index = at_least_1d(x), at_least_1d(index)
-    updates = along(x, dim % x.ndim, index, _source_value(src, x.dtype))
+    updates = along(x, dim % x.ndim, index, source_value(src, x.dtype))
     return reduced(ctx, x, updates, _REDUCE_NAMES.get(reduce, reduce), include_self)
 
 

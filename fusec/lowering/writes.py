@@ -13,10 +13,13 @@ from collections.abc import Sequence
 import torch
 
 from fusec.ir.index import IndexLike, as_int
-from fusec.lowering.builder import KERNEL_DTYPES
+from fusec.ir.types import AccessMode
+from fusec.lowering.builder import KERNEL_DTYPES, Number
 from fusec.lowering.context import Context
+from fusec.lowering.positions import at_least_1d
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import NotLowered, lowering
+from fusec.lowering.scatter import Updates, advanced, along, refuse_where_deterministic, source_value, sum_dtype
 
 aten = torch.ops.aten
 
@@ -45,6 +48,65 @@ def _called(ctx: Context, target: Ref, value: Ref, reason: str) -> Ref:
     arguments = (written, ctx.view(value))
     ctx.extern(aten.copy_.default, arguments, outputs=[None], reason=reason, mutates=[target.buffer])
     return target
+
+
+# -- scatters -------------------------------------------------------------------------------------
+
+
+@lowering(aten.index_put_.default)
+def index_put_(ctx: Context, target: Ref, indices: Sequence[Ref | None], values: Ref, accumulate: bool = False) -> Ref:
+    _require_writable(ctx, target, values)
+    values = _apart_from(ctx, target, values)
+    return _scattered(ctx, target, advanced(target, indices, values), accumulate)
+
+
+@lowering(aten.scatter_.src)
+def scatter_source_(ctx: Context, target: Ref, dim: int, index: Ref, src: Ref) -> Ref:
+    return _scattered_along(ctx, target, dim, index, src, accumulate=False)
+
+
+@lowering(aten.scatter_.value)
+def scatter_value_(ctx: Context, target: Ref, dim: int, index: Ref, value: Number) -> Ref:
+    return _scattered_along(ctx, target, dim, index, value, accumulate=False)
+
+
+@lowering(aten.scatter_add_.default)
+def scatter_add_(ctx: Context, target: Ref, dim: int, index: Ref, src: Ref) -> Ref:
+    return _scattered_along(ctx, target, dim, index, src, accumulate=True)
+
+
+def _scattered_along(ctx: Context, target: Ref, dim: int, index: Ref, source: Ref | Number, accumulate: bool) -> Ref:
+    _require_writable(ctx, target, *((source,) if isinstance(source, Ref) else ()))
+    if isinstance(source, Ref):
+        source = _apart_from(ctx, target, source)
+    lines, value = at_least_1d(target), source_value(source, target.dtype)
+    _scattered(ctx, lines, along(lines, dim % lines.ndim, at_least_1d(index), value), accumulate)
+    return target
+
+
+def _scattered(ctx: Context, target: Ref, updates: Updates, accumulate: bool) -> Ref:
+    if accumulate and sum_dtype(target.dtype) is not target.dtype:
+        raise NotLowered(f"sums in place of {str(target.dtype).removeprefix('torch.')}")
+    refuse_where_deterministic("writes that may meet at one place")
+    mode = AccessMode.ATOMIC_ADD if accumulate else AccessMode.OVERWRITE
+    updates.apply(ctx, target, mode, lambda nest, v: nest.cast(v, target.dtype))
+    return target
+
+
+def _apart_from(ctx: Context, target: Ref, values: Ref) -> Ref:
+    """The values in memory that the write does not change."""
+    return ctx.materialize(values) if values.buffer == target.buffer else values
+
+
+def _require_writable(ctx: Context, target: Ref, *values: Ref) -> None:
+    reason = why_not_writable(ctx, target, *values)
+    if reason is not None:
+        raise NotLowered(reason)
+    if any(v.dtype is not target.dtype for v in values):
+        raise NotLowered("a scatter that converts its values")
+
+
+# -- what can be written --------------------------------------------------------------------------
 
 
 def why_not_writable(ctx: Context, target: Ref, *values: Ref) -> str | None:

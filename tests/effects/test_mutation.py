@@ -157,6 +157,32 @@ def test_a_cache_takes_a_slice_in_the_kernel_that_computes_it() -> None:
     assert not explained(Cache(), torch.randn(2, 4, 1, 8)).externs
 
 
+AT, ROW = torch.tensor([4]), torch.randn(2, 1, 3)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda cache, row: cache.index_copy_(1, AT, row * 2),
+        lambda cache, row: cache.index_put_((torch.tensor([0, 1]), AT), row[:, 0] * 2),
+        lambda cache, row: cache.index_add_(1, torch.tensor([2, 2]), (row * 2).expand(2, 2, 3)),
+        lambda cache, row: cache.scatter_(1, torch.full((2, 1, 3), 5), row * 2),
+        lambda cache, row: cache.scatter_(2, torch.zeros(2, 6, 1, dtype=torch.int64), 5.0),
+        lambda cache, row: cache.scatter_add_(1, torch.zeros(2, 1, 3, dtype=torch.int64), row * 2),
+        lambda cache, row: cache.__setitem__((slice(None), slice(2, 3)), row),
+        lambda cache, row: cache.index_copy_(1, AT, cache[:, :1]),
+    ],
+)
+def test_a_scatter_into_a_cache_is_a_kernel_that_moves_what_changes(write: Callable[[Tensor, Tensor], Any]) -> None:
+    def fn(cache: Tensor, row: Tensor) -> Tensor:
+        write(cache, row)
+        return cache.sum(1)
+
+    cache = torch.randn(2, 6, 3)
+    same_as_eager(fn, cache, ROW, calls=2)
+    assert not explained(fn, cache, ROW).externs
+
+
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d(33), nn.BatchNorm1d(33, momentum=None), nn.InstanceNorm1d(17, True)])
 def test_running_statistics_in_training(layer: nn.Module) -> None:
     with torch.no_grad():
