@@ -485,6 +485,84 @@ def smaller(a: tl.tensor, a_at: tl.tensor, b: tl.tensor, b_at: tl.tensor) -> tup
     return _smaller(a, a_at, b, b_at)
 
 
+# -- scans ----------------------------------------------------------------------------------------
+
+
+@triton.jit
+def cumsum(x: tl.tensor, axis: tl.constexpr) -> tl.tensor:
+    return tl.associative_scan(x, axis, _add)
+
+
+@triton.jit
+def cumprod(x: tl.tensor, axis: tl.constexpr) -> tl.tensor:
+    return tl.associative_scan(x, axis, _multiply)
+
+
+@triton.jit
+def cummax(x: tl.tensor, axis: tl.constexpr) -> tl.tensor:
+    return tl.associative_scan(x, axis, maximum)
+
+
+@triton.jit
+def cummin(x: tl.tensor, axis: tl.constexpr) -> tl.tensor:
+    return tl.associative_scan(x, axis, minimum)
+
+
+@triton.jit
+def logaddexp(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    """log(exp(a) + exp(b)); of two equal infinities, the infinity."""
+    low = minimum(a, b)
+    high = maximum(a, b)
+    same = low == high
+    apart = tl.where(same, 0.0, low - high)
+    return tl.where(same & (tl.abs(low) == float("inf")), a, high + libdevice.log1p(libdevice.exp(apart)))
+
+
+@triton.jit
+def logcumsumexp(x: tl.tensor, axis: tl.constexpr) -> tl.tensor:
+    return tl.associative_scan(x, axis, logaddexp)
+
+
+@triton.jit
+def later_larger(a: tl.tensor, a_at: tl.tensor, b: tl.tensor, b_at: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """The larger of two (value, position) pairs; NaN is largest, and a tie takes the second."""
+    take = (b != b) | ((a == a) & (b >= a))
+    return tl.where(take, b, a), tl.where(take, b_at, a_at)
+
+
+@triton.jit
+def later_smaller(a: tl.tensor, a_at: tl.tensor, b: tl.tensor, b_at: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """The smaller of two (value, position) pairs; NaN is smallest, and a tie takes the second."""
+    take = (b != b) | ((a == a) & (b <= a))
+    return tl.where(take, b, a), tl.where(take, b_at, a_at)
+
+
+@triton.jit
+def cumargmax_pairs(x: tl.tensor, position: tl.tensor, axis: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+    """The largest value up to each point and the latest position that holds it."""
+    x, position = tl.broadcast(x, position)
+    return tl.associative_scan((x, position), axis, later_larger)
+
+
+@triton.jit
+def cumargmin_pairs(x: tl.tensor, position: tl.tensor, axis: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+    """The smallest value up to each point and the latest position that holds it."""
+    x, position = tl.broadcast(x, position)
+    return tl.associative_scan((x, position), axis, later_smaller)
+
+
+@triton.jit
+def cumargmax(x: tl.tensor, position: tl.tensor, axis: tl.constexpr) -> tl.tensor:
+    _, at = cumargmax_pairs(x, position, axis)
+    return at
+
+
+@triton.jit
+def cumargmin(x: tl.tensor, position: tl.tensor, axis: tl.constexpr) -> tl.tensor:
+    _, at = cumargmin_pairs(x, position, axis)
+    return at
+
+
 # -- 8-bit floats ---------------------------------------------------------------------------------
 # The conversion instruction rounds to nearest even, saturates, and gives NaN without a sign. PyTorch's keeps the sign.
 

@@ -110,6 +110,45 @@ def _philox(seed: Any, index: Any, word: Any) -> Any:
     return _tensor(bits, tl.int32, scalar)
 
 
+def _scan(function: Function) -> Function:
+    def apply(x: Any, axis: Any) -> Any:
+        values = _array(x)
+        return _tensor(function(values, axis.value if isinstance(axis, tl.constexpr) else axis), x.dtype.scalar, False)
+
+    return apply
+
+
+def _scan_of_pairs(scan: Function) -> Function:
+    """Running extremes, and the latest positions that hold them."""
+
+    def apply(x: Any, position: Any, axis: Any) -> tuple[Any, Any]:
+        dim = axis.value if isinstance(axis, tl.constexpr) else axis
+        values, at = torch.broadcast_tensors(_array(x), _array(position))
+        extremes, indices = scan(values, dim)
+        found = at.gather(dim, indices)
+        return _tensor(extremes, x.dtype.scalar, False), _tensor(found, position.dtype.scalar, False)
+
+    return apply
+
+
+def _positions_of(pairs: Function) -> Function:
+    return lambda x, position, axis: pairs(x, position, axis)[1]
+
+
+def _later(better: Function) -> Function:
+    """The better of two (value, position) pairs at every point; NaN is best, and a tie takes the second."""
+
+    def apply(a: Any, a_at: Any, b: Any, b_at: Any) -> tuple[Any, Any]:
+        va, pa, vb, pb = torch.broadcast_tensors(*(_array(v) for v in (a, a_at, b, b_at)))
+        take = (vb != vb) | ((va == va) & better(vb, va))
+        return (
+            _tensor(torch.where(take, vb, va), b.dtype.scalar, False),
+            _tensor(torch.where(take, pb, pa), b_at.dtype.scalar, False),
+        )
+
+    return apply
+
+
 def _step(better: Function) -> Function:
     """One step of a looped argmax or argmin: the better of two (value, position) pairs at every point."""
 
@@ -186,6 +225,7 @@ _BINARY: dict[str, Function] = {
     "maximum": torch.maximum,
     "fmin": torch.fmin,
     "fmax": torch.fmax,
+    "logaddexp": torch.logaddexp,
     "truncdiv": _truncated_divide,
     "floordiv": _guarded(_floor_divide),
     "mod": _guarded(torch.remainder),
@@ -218,6 +258,17 @@ device = SimpleNamespace(
     argmin=_positions(torch.lt),
     exp_sum_step=_exp_sum_step,
     exp_sum_of=_exp_sum_of,
+    cumsum=_scan(lambda v, dim: torch.cumsum(v, dim, dtype=v.dtype)),
+    cumprod=_scan(lambda v, dim: torch.cumprod(v, dim, dtype=v.dtype)),
+    cummax=_scan(lambda v, dim: torch.cummax(v, dim).values),
+    cummin=_scan(lambda v, dim: torch.cummin(v, dim).values),
+    logcumsumexp=_scan(torch.logcumsumexp),
+    cumargmax_pairs=_scan_of_pairs(torch.cummax),
+    cumargmin_pairs=_scan_of_pairs(torch.cummin),
+    cumargmax=_positions_of(_scan_of_pairs(torch.cummax)),
+    cumargmin=_positions_of(_scan_of_pairs(torch.cummin)),
+    later_larger=_later(torch.ge),
+    later_smaller=_later(torch.le),
     larger=_step(torch.gt),
     smaller=_step(torch.lt),
     float8_e4m3fn=_float8(tl.float8e4nv),

@@ -18,7 +18,7 @@ from fusec.codegen.tiles import Dim
 from fusec.errors import FusecError
 from fusec.ir.index import Expr, symbols_of
 from fusec.ir.kernels import DimKind, KernelPlan
-from fusec.ir.ops import is_reduction
+from fusec.ir.ops import is_reduction, is_scan
 from fusec.ir.types import Instr
 
 
@@ -55,7 +55,8 @@ def analyze(plan: KernelPlan, dims: tuple[Dim, ...]) -> Analysis:
         after: set[str] = set()
         for instr in phase:
             spread = spread_of(instr, varying, dim_of_axis)
-            removed: frozenset[str] = reduced_dims(plan, instr, dims) if is_reduction(instr.op) else frozenset()
+            along: frozenset[str] = row_dims(plan, instr, dims) if instr.row_axes else frozenset()
+            removed: frozenset[str] = along if is_reduction(instr.op) else frozenset()
             if instr.out is not None:
                 varying[instr.out] = spread - removed
             part = Part.BEFORE
@@ -84,6 +85,7 @@ def spread_of(instr: Instr, varying: dict[str, frozenset[str]], dim_of_axis: dic
         found |= varying[name]
     for expr in instr.index_exprs:
         found |= dims_of(expr, dim_of_axis)
+    found.update(dim_of_axis[a] for a in instr.scanned_axes if a in dim_of_axis)
     return frozenset(found)
 
 
@@ -92,18 +94,21 @@ def dims_of(expr: Expr, dim_of_axis: dict[str, str]) -> set[str]:
     return {dim_of_axis[s.name] for s in symbols_of(expr) if s.kind == "axis" and s.name in dim_of_axis}
 
 
-def reduced_dims(plan: KernelPlan, instr: Instr, dims: Iterable[Dim]) -> frozenset[str]:
-    """The tile dimension a reduction removes: a whole reduced dimension, or none when its axes have extent 1."""
-    axes = {a.name for a in plan.axes if a.name in instr.reduced_axes and a.extent != 1}
+def row_dims(plan: KernelPlan, instr: Instr, dims: Iterable[Dim]) -> frozenset[str]:
+    """The tile dimension a reduction removes or a scan runs along: a whole one, or none when its axes have extent 1."""
+    extents = {a.name: a.extent for a in plan.axes}
+    axes = [a for a in instr.row_axes if extents[a] != 1]
     if not axes:
         return frozenset()
     for dim in dims:
-        own = {a.name for a in dim.axes if a.extent != 1}
-        if own == axes and dim.kind is not DimKind.GRID:
+        own = [a.name for a in dim.axes if a.extent != 1]
+        same = own == axes if is_scan(instr.op) else set(own) == set(axes)
+        if same and dim.kind is not DimKind.GRID:
             return frozenset({dim.name})
     kinds = ", ".join(f"{d.name} ({d.kind.value}): {' '.join(a.name for a in d.axes)}" for d in dims)
+    verb, can = ("scans", "scan, in its order,") if is_scan(instr.op) else ("removes", "reduce")
     raise FusecError(
-        f"{plan.name}: {instr.op} {instr.out} removes the axes {' '.join(sorted(axes))}; a kernel can reduce all axes "
+        f"{plan.name}: {instr.op} {instr.out} {verb} the axes {' '.join(axes)}; a kernel can {can} all axes "
         f"of its reduced dimension, and nothing else. Its dimensions: {kinds}"
     )
 

@@ -19,17 +19,18 @@ from dataclasses import dataclass, replace
 import torch
 
 from fusec.codegen.addresses import Addresses, Section
-from fusec.codegen.analysis import Analysis, Part, Region, reduced_dims, spread_of
+from fusec.codegen.analysis import Analysis, Part, Region, row_dims, spread_of
 from fusec.codegen.hints import Hints
 from fusec.codegen.names import Names
 from fusec.codegen.padding import Padding
 from fusec.codegen.reduce import accumulator_dtype, combine, finish, initial, reduce_call
-from fusec.codegen.text import AND, ATOM, MUL, UNARY, Text
+from fusec.codegen.scan import carries, continued, scan_call
+from fusec.codegen.text import AND, ATOM, MUL, UNARY, Text, call
 from fusec.codegen.tiles import Dim
 from fusec.codegen.triton import TEXT, Operand, convert, dtype_text, literal, render, stores_implicitly
 from fusec.ir.index import as_int
 from fusec.ir.kernels import DimKind, KernelPlan
-from fusec.ir.ops import identity, is_reduction
+from fusec.ir.ops import TAKES_POSITIONS, identity, is_reduction, is_scan
 from fusec.ir.types import Access, AccessMode, Instr
 
 MAX_OPS = 4  # operations folded into one line
@@ -137,6 +138,8 @@ class Emitter:
                 self._index(instr)
             elif is_reduction(instr.op):
                 self._reduction(instr)
+            elif is_scan(instr.op):
+                self._scan(instr)
             else:
                 self._pointwise(instr)
 
@@ -304,11 +307,10 @@ class Emitter:
 
     def _reduction(self, instr: Instr) -> None:
         assert instr.out is not None
-        removed = reduced_dims(self.plan, instr, self.dims)
+        removed = row_dims(self.plan, instr, self.dims)
         operands = [self._operand(a) for a in instr.args]
         if not removed:  # axes of extent 1
-            last = operands[-1] if instr.op in ("argmax", "argmin") else operands[0]
-            self._result(instr, Value(last.text, instr.dtype, 1, last.literal))
+            self._copy_of_row(instr, operands)
             return
         (name,) = removed
         dim = self.by_name[name]
@@ -319,6 +321,40 @@ class Emitter:
         text = reduce_call(instr, tiles, dim, operands[0].dtype)
         ops = sum(self.values[a].ops for a in instr.args) + 2
         self._result(instr, Value(text, instr.dtype, ops))
+
+    def _copy_of_row(self, instr: Instr, operands: list[Operand]) -> None:
+        """A reduction or a scan of a row of one element is the element, or its position."""
+        last = operands[-1] if instr.op in TAKES_POSITIONS else operands[0]
+        self._result(instr, Value(last.text, instr.dtype, 1, last.literal))
+
+    def _scan(self, instr: Instr) -> None:
+        assert instr.out is not None
+        along = row_dims(self.plan, instr, self.dims)
+        operands = [self._operand(a) for a in instr.args]
+        if not along:
+            self._copy_of_row(instr, operands)
+            return
+        (name,) = along
+        dim = self.by_name[name]
+        tiles = self._short(instr, [self._over(a, o, dim) for a, o in zip(instr.args, operands, strict=True)])
+        if dim.kind is not DimKind.LOOP:
+            self._result(instr, Value(scan_call(instr, tiles, dim), instr.dtype, MAX_OPS))
+            return
+        result = self._fresh(self.hints[instr.out])
+        names = [result] if len(tiles) == 1 else [self._fresh("extreme"), result]
+        carry, dtype = self.accumulators[instr.out], operands[0].dtype
+        self.section.lines += continued(instr, names, carry, tiles, dim, dtype)
+        self._set(instr, Value(Text(result), instr.dtype))
+
+    def _over(self, name: str, operand: Operand, dim: Dim) -> Text:
+        """An operand as a tile over the whole of a dimension, also where it does not vary along it."""
+        text = self._full(operand).text if operand.is_literal else operand.text
+        spread = self.analysis.varying[name]
+        return (
+            text
+            if dim.name in spread
+            else call("tl.broadcast_to", text.text, self.addresses.shape(spread | {dim.name}))
+        )
 
     def _short(self, instr: Instr, tiles: list[Text]) -> list[Text]:
         """Operands of a reduction on lines of their own, when together they are too long for one."""
@@ -356,13 +392,16 @@ class Emitter:
         return result
 
     def _accumulators(self, inside: list[tuple[int, Instr]], before: Section) -> list[tuple[Instr, list[str]]]:
-        """Declare the accumulators of a loop; returns each reduction with their names."""
+        """Declare the accumulators and the carries of a loop; returns each reduction with its names."""
         assert self.loop is not None
         found: list[tuple[Instr, list[str]]] = []
         for _, instr in inside:
-            if not is_reduction(instr.op) or self.loop.name not in reduced_dims(self.plan, instr, self.dims):
+            if not instr.row_axes or self.loop.name not in row_dims(self.plan, instr, self.dims):
                 continue
             assert instr.out is not None
+            if is_scan(instr.op):
+                before.lines += self._carries(instr)
+                continue
             spread = self.analysis.varying[instr.out] | {self.loop.name}
             names = [self.names.fresh(f"{self.hints[instr.out]}_acc")]
             if instr.op in ("argmax", "argmin"):
@@ -374,6 +413,14 @@ class Emitter:
             self.accumulators[instr.out] = names
             found.append((instr, names))
         return found
+
+    def _carries(self, instr: Instr) -> list[str]:
+        assert self.loop is not None and instr.out is not None
+        hints = ("carry", "carry_at")[: len(instr.args)]
+        names = [self.names.fresh(f"{self.hints[instr.out]}_{hint}") for hint in hints]
+        self.accumulators[instr.out] = names
+        shape = self.addresses.shape(self.analysis.varying[instr.out] - {self.loop.name})
+        return carries(instr, names, shape, self._dtype_of(instr.args[0]))
 
     def _dtype_of(self, name: str) -> torch.dtype:
         return self.plan.body[self.analysis.defined[name]].dtype

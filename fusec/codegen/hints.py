@@ -20,7 +20,9 @@ _REDUCTIONS = {"sum": "total", "prod": "product", "max": "largest", "min": "smal
 _OPS = {
     "not": "inverted", "and": "both", "or": "either", "lt": "below", "le": "at_most", "gt": "above", "ge": "at_least",
     "eq": "equal", "where": "chosen", "neg": "negated", "index": "position", "const": "constant", "mod": "remainder",
-    "floordiv": "quotient",
+    "floordiv": "quotient", "cumsum": "running_sum", "cumprod": "running_product", "cummax": "running_max",
+    "cummin": "running_min", "cumargmax": "running_argmax", "cumargmin": "running_argmin",
+    "logcumsumexp": "running_logsumexp",
 }  # fmt: skip
 _MEANS = ("mean", "var", "mean_square")
 _KEPT = (*_MEANS, "rstd")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fusec.codegen.analysis import Analysis, reduced_dims
+from fusec.codegen.analysis import Analysis, row_dims
 from fusec.codegen.tiles import Dim
 from fusec.ir.kernels import DimKind, KernelPlan
 from fusec.ir.ops import OPS, OpKind, identity, is_reduction
@@ -46,7 +46,7 @@ def choose_padding(plan: KernelPlan, analysis: Analysis, dims: Sequence[Dim]) ->
     for dim in reversed(dims):
         if dim.kind is DimKind.GRID or dim.mask is None:
             continue
-        own = [i for i in body if i.op in _FILLED and dim.name in reduced_dims(plan, i, dims)]
+        own = [i for i in body if i.op in _FILLED and dim.name in row_dims(plan, i, dims)]
         varying = {
             i.out
             for i in body

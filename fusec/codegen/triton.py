@@ -316,6 +316,8 @@ for _name in ("const", "index", "load", "store"):
     _row(_name, None)
 for _name in ("sum", "prod", "max", "min", "any", "all", "exp_sum", "argmax", "argmin"):
     _row(_name, None)
+for _name in ("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "cumargmax", "cumargmin"):
+    _row(_name, None)
 
 _row("cast", _cast, widen=False)
 _row("bitcast", _bitcast, widen=False)

@@ -23,7 +23,7 @@ import torch
 
 from fusec.ir.index import Expr, FloorDiv, IndexLike, Mod, Sym, as_expr, as_int, symbols_of
 from fusec.ir.kernels import KernelPlan
-from fusec.ir.ops import OPS, OpKind
+from fusec.ir.ops import OPS
 from fusec.ir.types import AccessMode, Buffer, Instr
 
 HELPERS = '''
@@ -77,6 +77,13 @@ _TEXT = {
     "philox": "philox({0}, {1}, {2})",
     "argmax": "_first({0}, torch.amax({0}, dim={dims}, keepdim=True), {1}, {dims})",
     "argmin": "_first({0}, torch.amin({0}, dim={dims}, keepdim=True), {1}, {dims})",
+    "cumsum": "_scan(lambda v: torch.cumsum(v, -1, dtype={dtype}), {dims}, {0})",
+    "cumprod": "_scan(lambda v: torch.cumprod(v, -1, dtype={dtype}), {dims}, {0})",
+    "cummax": "_scan(lambda v: torch.cummax(v, -1).values, {dims}, {0})",
+    "cummin": "_scan(lambda v: torch.cummin(v, -1).values, {dims}, {0})",
+    "logcumsumexp": "_scan(lambda v: torch.logcumsumexp(v, -1), {dims}, {0})",
+    "cumargmax": "_scan(lambda v, p: p.gather(-1, torch.cummax(v, -1).indices), {dims}, {0}, {1})",
+    "cumargmin": "_scan(lambda v, p: p.gather(-1, torch.cummin(v, -1).indices), {dims}, {0}, {1})",
 }
 
 _EXTRA_HELPERS = {
@@ -87,6 +94,15 @@ def _prod(value, dims):
         value = torch.prod(value, dim=dim, keepdim=True)
     return value
 """,
+    "_scan": '''
+def _scan(scan, dims, *values):
+    """Scan along several dimensions as one, row-major."""
+    values = torch.broadcast_tensors(*values)
+    order = [d for d in range(values[0].dim()) if d not in dims] + list(dims)
+    moved = [v.permute(order) for v in values]
+    result = scan(*(v.flatten(v.dim() - len(dims)) for v in moved)).reshape(moved[0].shape)
+    return result.permute([order.index(d) for d in range(len(order))])
+''',
     "_first": '''
 def _first(value, best, position, dims):
     """The smallest position that holds the extreme value; a NaN is the extreme."""
@@ -151,7 +167,7 @@ class _Writer:
             found |= {s.name for s in symbols_of(expr) if s.kind == "axis"}
         for name in instr.value_operands:
             found |= self.varies.get(name, frozenset())
-        return found - frozenset(instr.reduced_axes)
+        return (found - frozenset(instr.reduced_axes)) | frozenset(instr.scanned_axes)
 
     def index_text(self, expr: Expr) -> str:
         self.used_axes |= {s.name for s in symbols_of(expr) if s.kind == "axis"}
@@ -185,15 +201,15 @@ class _Writer:
                 return f"flat({buffer})[{index}]"
             other = instr.attr("other", 0)
             return f"load({buffer}, {index}, {args[0]}, {_literal(other)})"
-        dims = tuple(self.position[a] for a in instr.reduced_axes)
-        if OPS[instr.op].kind is OpKind.REDUCTION:
-            args = [self.expanded(a, t, instr.reduced_axes) for a, t in zip(instr.args, args, strict=True)]
+        dims = tuple(self.position[a] for a in instr.row_axes)
+        if instr.row_axes:
+            args = [self.expanded(a, t, instr.row_axes) for a, t in zip(instr.args, args, strict=True)]
         text = op_text(instr.op)
         self.extras.update({name: None for name in _EXTRA_HELPERS if name in text})
         return text.format(*args, dims=dims, dtype=dtype)
 
     def expanded(self, value: str, text: str, axes: tuple[str, ...]) -> str:
-        """A reduction counts every point: an operand that is constant along a reduced axis is repeated."""
+        """A reduction or scan counts every point: an operand that is constant along its axis is repeated."""
         missing = [a for a in axes if a not in self.varies.get(value, frozenset())]
         if not missing:
             return text

@@ -56,12 +56,14 @@ def index_axes(expr: Expr, values: Mapping[str, frozenset[str]]) -> frozenset[st
 
 
 def instr_axes(instr: Instr, values: Mapping[str, frozenset[str]]) -> frozenset[str]:
-    """Axes an instruction runs over: of a store, the points that write; of a reduction, its operands'."""
+    """Axes an instruction runs over: of a store, the points that write; of a reduction, its operands'; of a scan, also
+    those it runs along."""
     found: set[str] = set()
     for arg in instr.args:
         found |= values[arg]
     for expr in instr.index_exprs:
         found |= index_axes(expr, values)
+    found.update(instr.scanned_axes)
     return frozenset(found)
 
 

@@ -13,6 +13,7 @@ A buffer is a flat tensor, its storage: element i of it is what the address i me
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -85,6 +86,8 @@ class _Nest:
             return operands[0].view(instr.dtype)
         if info.kind is OpKind.REDUCTION:
             return self.reduce(instr, operands)
+        if info.kind is OpKind.SCAN:
+            return self.scan(instr, operands)
         assert info.evaluate is not None, f"no meaning for {instr.op}"
         return info.evaluate(*operands)
 
@@ -131,6 +134,20 @@ class _Nest:
         evaluate = OPS[instr.op].evaluate
         assert evaluate is not None
         return evaluate(*full, dims) if dims else full[0]
+
+    def scan(self, instr: Instr, operands: list[torch.Tensor]) -> torch.Tensor:
+        """The axes it runs along become the last dimension, in their order, and go back to their places."""
+        dims = [self.position[a] for a in instr.scanned_axes]
+        full = _broadcast(
+            *(t.expand([self.extents[d] if d in dims else t.shape[d] for d in range(self.rank)]) for t in operands)
+        )
+        rest = [d for d in range(self.rank) if d not in dims]
+        moved = [t.permute([*rest, *dims]) for t in full]
+        shape = moved[0].shape
+        evaluate = OPS[instr.op].evaluate
+        assert evaluate is not None
+        flat = evaluate(*(t.reshape([*shape[: len(rest)], prod(shape[len(rest) :])]) for t in moved))
+        return flat.reshape(shape).permute([[*rest, *dims].index(d) for d in range(self.rank)])
 
 
 def evaluate_nest(

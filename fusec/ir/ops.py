@@ -7,6 +7,7 @@ text of each row, and a test fails when a row is missing in either.
     add        2      as the operands  torch.add
     lt         2      bool             torch.lt
     sum        1      as the operand   removes the axes in attrs["axes"]
+    cumsum     1      as the operand   runs along the axes in attrs["axes"], row-major
 
 Operands of one op share a dtype (lowering inserts casts), but for `where`'s condition and masks.
 """
@@ -30,6 +31,7 @@ class OpKind(Enum):
     MEMORY = "memory"  # load, store
     POINTWISE = "pointwise"
     REDUCTION = "reduction"
+    SCAN = "scan"  # keeps the axis it runs along
 
 
 class Result(Enum):
@@ -210,12 +212,47 @@ _row("argmax", 2, _arg_extreme(torch.amax), kind=OpKind.REDUCTION, result=Result
 _row("argmin", 2, _arg_extreme(torch.amin), kind=OpKind.REDUCTION, result=Result.INDEX, cost=3)
 
 
+# -- scans ----------------------------------------------------------------------------------------
+# attrs: axes, in row-major order. evaluate(value) runs along the last dimension, the axes flattened; inclusive.
+
+
+def _arg_scan(scan: Any) -> Evaluate:
+    # args: value, position (int64). The position of the latest extreme so far, NaN being one.
+    def evaluate(value: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        return position.gather(-1, scan(value, -1).indices)
+
+    return evaluate
+
+
+for _name, _scan, _cost in (
+    ("cumsum", lambda v: torch.cumsum(v, -1, dtype=v.dtype), 4),
+    ("cumprod", lambda v: torch.cumprod(v, -1, dtype=v.dtype), 4),
+    ("cummax", lambda v: torch.cummax(v, -1).values, 8),  # NaN from the first one on
+    ("cummin", lambda v: torch.cummin(v, -1).values, 8),
+    ("logcumsumexp", lambda v: torch.logcumsumexp(v, -1), 40),
+):
+    _row(_name, 1, _scan, kind=OpKind.SCAN, cost=_cost)
+_row("cumargmax", 2, _arg_scan(torch.cummax), kind=OpKind.SCAN, result=Result.INDEX, cost=12)
+_row("cumargmin", 2, _arg_scan(torch.cummin), kind=OpKind.SCAN, result=Result.INDEX, cost=12)
+
+TAKES_POSITIONS = ("argmax", "argmin", "cumargmax", "cumargmin")
+_REDUCTION_OF = {
+    "cumsum": "sum", "cumprod": "prod", "cummax": "max", "cummin": "min", "logcumsumexp": "max", "cumargmax": "max",
+    "cumargmin": "min",
+}  # fmt: skip
+
+
 def is_reduction(op: str) -> bool:
     return OPS[op].kind is OpKind.REDUCTION
 
 
+def is_scan(op: str) -> bool:
+    return OPS[op].kind is OpKind.SCAN
+
+
 def identity(op: str, dtype: torch.dtype) -> int | float | bool:
-    """The value that leaves a reduction unchanged: what masked-out points contribute."""
+    """The value that leaves a reduction unchanged: what masked-out points contribute. Of a scan: where it starts."""
+    op = _REDUCTION_OF.get(op, op)
     if op in ("sum", "any"):
         return False if dtype is torch.bool else 0
     if op in ("prod", "all"):

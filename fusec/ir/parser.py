@@ -140,8 +140,8 @@ def parse_instr(line: str, axes: Mapping[str, Axis], table: Mapping[str, Buffer]
     names, _, over = rest.partition(" over ")
     reduced = tuple(a.strip() for a in over.split(",") if a.strip())
     operands = tuple(a.strip() for a in names.split(","))
-    is_reduction = OPS[op].kind is OpKind.REDUCTION
-    return Instr(out, op, operands, _dtype(dtype), attrs=(("axes", reduced),) if is_reduction else ())
+    names_axes = OPS[op].kind in (OpKind.REDUCTION, OpKind.SCAN)
+    return Instr(out, op, operands, _dtype(dtype), attrs=(("axes", reduced),) if names_axes else ())
 
 
 def _parse_axes(text: str) -> dict[str, Axis]:

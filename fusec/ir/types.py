@@ -16,7 +16,8 @@ Grammar
     Access   := buffer "[" Expr "]"          element offset from the buffer's first element
 
 An Instr that does not depend on an axis has one value for all points of that axis. A reduction removes
-the axes named in its `axes` attribute; what follows it sees one value per remaining point.
+the axes named in its `axes` attribute; what follows it sees one value per remaining point. A scan keeps them, and
+its value varies along them.
 Everything here is immutable; a pass builds new values.
 """
 
@@ -142,8 +143,8 @@ class Instr:
     dtype:  of the result; for a store, of the buffer (the value is converted when it is written).
     access: for load and store only.
     attrs:  sorted (name, value) pairs. const: value. index: expr. load: other (value where masked).
-            axes: names of axes. Of a reduction, those that are removed; of a store with mode ATOMIC_ADD, those it adds
-            once a point for, also where nothing varies along them.
+            axes: names of axes. Of a reduction, those that are removed; of a scan, those it runs along; of a store
+            with mode ATOMIC_ADD, those it adds once a point for, also where nothing varies along them.
     """
 
     out: str | None
@@ -164,6 +165,16 @@ class Instr:
     def reduced_axes(self) -> tuple[str, ...]:
         """The axes a reduction removes; () for every other op."""
         return self.axes if OPS[self.op].kind is OpKind.REDUCTION else ()
+
+    @property
+    def scanned_axes(self) -> tuple[str, ...]:
+        """The axes a scan runs along, in row-major order; () for every other op."""
+        return self.axes if OPS[self.op].kind is OpKind.SCAN else ()
+
+    @property
+    def row_axes(self) -> tuple[str, ...]:
+        """The axes of the row that a reduction or a scan needs as a whole; () for every other op."""
+        return self.axes if OPS[self.op].kind in (OpKind.REDUCTION, OpKind.SCAN) else ()
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -189,7 +200,7 @@ class Instr:
 
 @dataclass(frozen=True)
 class LoopNest:
-    """SSA lines executed for every point of the axes. As lowered, at most one reduction."""
+    """SSA lines executed for every point of the axes. As lowered, at most one reduction or scan."""
 
     name: str
     axes: tuple[Axis, ...]
@@ -217,8 +228,12 @@ class LoopNest:
         return tuple(i for i in self.body if i.reduced_axes)
 
     @cached_property
+    def scans(self) -> tuple[Instr, ...]:
+        return tuple(i for i in self.body if i.scanned_axes)
+
+    @cached_property
     def is_pointwise(self) -> bool:
-        return not self.reductions
+        return not self.reductions and not self.scans
 
     @cached_property
     def origins(self) -> tuple[Origin, ...]:

@@ -24,7 +24,7 @@ from fusec.errors import VerificationError
 from fusec.ir.analysis import index_axes, instr_axes
 from fusec.ir.index import Sym, as_int, bounds, symbols_of
 from fusec.ir.kernels import DimKind, KernelPlan, Schedule
-from fusec.ir.ops import OPS, OpKind, Result
+from fusec.ir.ops import OPS, TAKES_POSITIONS, OpKind, Result
 from fusec.ir.overlap import Written, stores_overlap
 from fusec.ir.printer import dtype_name, format_body, format_extern, format_nest, format_plan
 from fusec.ir.types import AccessMode, Axis, Buffer, Extern, Instr, LoopNest, Output, Program, Role, TensorView
@@ -117,14 +117,14 @@ class _Body:
                 dtype = self.defined[symbol.name].dtype
                 integer = not dtype.is_floating_point and dtype is not torch.bool
                 self._require(integer, line, f"{symbol.name} is used as an index, but is {dtype_name(dtype)}")
-        is_reduction = OPS[instr.op].kind is OpKind.REDUCTION
+        is_row = OPS[instr.op].kind in (OpKind.REDUCTION, OpKind.SCAN)
         counts = instr.access is not None and instr.access.mode is AccessMode.ATOMIC_ADD
-        self._require(is_reduction or counts or not instr.axes, line, f"{instr.op} is no reduction, but names axes")
+        self._require(is_row or counts or not instr.axes, line, f"{instr.op} is no reduction, but names axes")
+        verb = "scans" if instr.scanned_axes else "reduces" if is_row else "counts"
         for name in instr.axes:
-            verb = "reduces" if is_reduction else "counts"
             self._require(name in axes, line, f"{verb} {name}, which is no axis here")
-            parallel = is_reduction and not axes[name].is_reduction
-            self._require(not parallel, line, f"reduces {name}, which is a parallel axis")
+            parallel = is_row and not axes[name].is_reduction
+            self._require(not parallel, line, f"{verb} {name}, which is a parallel axis")
 
     def _check_axis_symbol(self, line: int, symbol: Sym, axes: Mapping[str, Axis]) -> None:
         self._require(symbol.name in axes, line, f"the index uses {symbol.name}, which is no axis here")
@@ -144,7 +144,7 @@ class _Body:
         if instr.op == "where":
             self._require(operands[0] is torch.bool, line, f"where's condition is bool, got {shown}")
             operands = operands[1:]
-        if instr.op in ("argmax", "argmin"):
+        if instr.op in TAKES_POSITIONS:
             self._require(operands[1] is torch.int64, line, f"{instr.op}'s positions are i64, got {shown}")
             operands = operands[:1]
         self._require(len(set(operands)) <= 1, line, f"{instr.op} takes operands of one dtype, got {shown}")
@@ -220,11 +220,12 @@ def _static_size(buffer: Buffer) -> int | None:
 
 
 def verify_nest(nest: LoopNest, table: Mapping[str, Buffer]) -> None:
-    """Check one nest as lowered: its lines, and at most one reduction."""
+    """Check one nest as lowered: its lines, and at most one reduction or scan."""
     _Body(f"nest {nest.name}", nest.axes, nest.body, table).check()
-    if len(nest.reductions) > 1:
-        names = ", ".join(str(i.out) for i in nest.reductions)
-        raise _fail(f"nest {nest.name}", f"a nest has at most one reduction, got {names}", nest)
+    rows = (*nest.reductions, *nest.scans)
+    if len(rows) > 1:
+        names = ", ".join(str(i.out) for i in rows)
+        raise _fail(f"nest {nest.name}", f"a nest has at most one reduction or scan, got {names}", nest)
 
 
 # -- programs and schedules -----------------------------------------------------------------------
@@ -412,9 +413,10 @@ def _check_dims(where: str, plan: KernelPlan) -> None:
             raise _fail(where, f"the block of {dim.name} is {block}; a block is a power of two", text)
     gridded = {a for dim in plan.dims if dim.kind is DimKind.GRID for a in dim.axes}
     for instr in plan.body:
-        crossing = gridded & set(instr.reduced_axes)
+        crossing = gridded & set(instr.row_axes)
         if crossing:
-            raise _fail(where, f"{instr.out} reduces {', '.join(sorted(crossing))}, which the grid divides", text)
+            verb = "scans" if instr.scanned_axes else "reduces"
+            raise _fail(where, f"{instr.out} {verb} {', '.join(sorted(crossing))}, which the grid divides", text)
 
 
 def _check_phases(where: str, plan: KernelPlan, varies: Mapping[str, frozenset[str]]) -> None:

@@ -258,6 +258,15 @@ class NestBuilder:
         dtype = torch.int64 if OPS[name].result is Result.INDEX else value.dtype
         return self._line(name, args, dtype, attrs=(("axes", names),))
 
+    def scan(self, name: str, value: Value, position: Value | None = None) -> Value:
+        """Run along the reduced axes, which stay. cumargmax and cumargmin take a position."""
+        assert OPS[name].kind is OpKind.SCAN, f"{name} is not a scan"
+        check_dtype(value.dtype)
+        args = (value.name,) if position is None else (value.name, position.name)
+        assert len(args) == OPS[name].arity, f"{name} takes {OPS[name].arity} operands, got {len(args)}"
+        dtype = torch.int64 if OPS[name].result is Result.INDEX else value.dtype
+        return self._line(name, args, dtype, attrs=(("axes", tuple(a.name for a in self.reduced)),))
+
     def store(
         self,
         ref: Ref,

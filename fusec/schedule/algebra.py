@@ -453,9 +453,9 @@ def _where(body: Body, instr: Instr) -> str | None:
 
 
 def _reduction(body: Body, instr: Instr) -> str | Instr | None:
-    """sum x over r0 -> x if r0 has extent 1;  argmax(x, position) -> position"""
-    kept = tuple(a for a in instr.reduced_axes if body.extents[a] != 1)
-    if len(kept) == len(instr.reduced_axes):
+    """sum x over r0 -> x if r0 has extent 1;  argmax(x, position) -> position;  the same of a scan"""
+    kept = tuple(a for a in instr.row_axes if body.extents[a] != 1)
+    if len(kept) == len(instr.row_axes):
         return None
     if kept:
         return replace(instr, attrs=tuple((n, kept if n == "axes" else v) for n, v in instr.attrs))
@@ -471,7 +471,7 @@ _FUNCTIONS: dict[str, tuple[Function, ...]] = {
     "load": (_masked_load,),
     "where": (_where,),
     **dict.fromkeys(("add", "sub", "mul", "floordiv", "mod"), (_index_arithmetic,)),
-    **{op: (_reduction,) for op, info in OPS.items() if info.kind is OpKind.REDUCTION},
+    **{op: (_reduction,) for op, info in OPS.items() if info.kind in (OpKind.REDUCTION, OpKind.SCAN)},
 }
 
 

@@ -103,7 +103,7 @@ def _prices(nest: LoopNest, read: int, written: int, flops: int, passes: int, de
     else:
         programs = rows
     whole = device.launch + work / min(1.0, programs / device.multiprocessors)
-    if not shape.axes or shape.loop or programs >= device.multiprocessors:
+    if not shape.axes or shape.loop or nest.scans or programs >= device.multiprocessors:
         return _Prices(whole)
     # A reduction with few rows can be split: two launches a pass, at full speed.
     fast = max((read * passes + written) / device.bandwidth, flops / device.rate)

@@ -134,7 +134,7 @@ def _readers(program: Program) -> dict[str, list[int]]:
 
 def _only_store(nest: LoopNest) -> Instr | None:
     stores = [i for i in nest.body if i.access is not None and i.op != "load"]
-    if nest.reductions or len(stores) != 1 or len(stores[0].args) != 1:
+    if not nest.is_pointwise or len(stores) != 1 or len(stores[0].args) != 1:
         return None
     access = stores[0].access
     return stores[0] if access is not None and access.mode is AccessMode.STORE else None

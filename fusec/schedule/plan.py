@@ -3,8 +3,8 @@
     group (p0<64, r0<4096), reduces r0, 3 live values
     ->  dims x=(x0) grid, r=(r0) whole;  persistent row;  XBLOCK=1 RBLOCK=4096, 8 warps
 
-No reduction: flat, or a 2-D tile when two heavy accesses are contiguous along different axes. With one: a row is held
-in registers when they suffice, else looped, one phase a pass.
+No reduction: flat, or a 2-D tile when two heavy accesses are contiguous along different axes. With one, or a scan: a
+row is held in registers when they suffice, else looped, one phase a pass.
 """
 
 from __future__ import annotations
@@ -69,6 +69,9 @@ def _row_shape(nest: LoopNest, reduced: frozenset[str], table: Mapping[str, Buff
     assert isinstance(shape, ReducedShape), shape
     loop = axis_order(nest, [a for a in nest.axes if a.name in shape.loop], table)
     columns = axis_order(nest, [a for a in nest.axes if a.name in shape.whole], table)
+    if nest.scans:
+        order = nest.scans[0].scanned_axes
+        columns = sorted(columns, key=lambda a: order.index(a.name))
     dims = tuple(
         (dim, tuple(a.name for a in axes))
         for dim, axes in (("x", rows), ("q", loop), ("r", columns))

@@ -1,8 +1,10 @@
-"""How a body's reductions share a tile: which reduced axes are held whole and which may be looped.
+"""How a body's reductions and scans share a tile: which axes of the row are held whole and which may be looped.
 
     all reduce {r}             one reduced dimension, whole or looped as its size asks
     some {p}, others {c}       row and column: a program walks over its rows p (a loop) and holds the columns c whole;
                                row results are complete in each step, column results add up along the loop
+
+A scan needs its row as a reduction does, in one order; a row-and-column program has none.
 
 Enters: a body over axes. Leaves: a ReducedShape, or a sentence that says why one kernel cannot do it.
 """
@@ -35,20 +37,23 @@ class ReducedShape:
 
 
 def reduced_axes(body: Sequence[Instr]) -> frozenset[str]:
-    """Every axis that some reduction of the body removes."""
-    return frozenset(a for i in body for a in i.reduced_axes)
+    """Every axis that some reduction of the body removes or some scan runs along."""
+    return frozenset(a for i in body for a in i.row_axes)
 
 
 @lru_cache(maxsize=4096)
 def reduced_shape(body: tuple[Instr, ...], axes: tuple[Axis, ...]) -> ReducedShape | str:
     """The shape of the reductions, or why they do not fit into one kernel."""
     extents = {a.name: as_int(a.extent) or 0 for a in axes}
-    sets = {frozenset(a for a in i.reduced_axes if a in extents) for i in body if i.reduced_axes} - {frozenset()}
+    sets = {frozenset(a for a in i.row_axes if a in extents) for i in body if i.row_axes} - {frozenset()}
+    orders = {tuple(a for a in i.scanned_axes if a in extents) for i in body if i.scanned_axes}
+    if len(orders) > 1:
+        return "scan along different axes, or the same in different orders"
     if len(sets) <= 1:
         return ReducedShape(next(iter(sets), frozenset()))
     described = " and ".join(sorted("(" + ", ".join(f"{a}<{extents[a]}" for a in sorted(s)) + ")" for s in sets))
     refusal = f"reduce over different axes: {described}"
-    if len(sets) > 2 or frozenset.intersection(*sets):
+    if len(sets) > 2 or frozenset.intersection(*sets) or orders:
         return refusal
     unit = unit_axis(LoopNest("", axes, body))
     whole = next((s for s in sets if unit in s), None)

@@ -117,6 +117,8 @@ def slices_beside(rows: LoopNest, columns: LoopNest, table: Mapping[str, Buffer]
     across, along = reduced_axes(rows.body), reduced_axes(columns.body)
     if not across or not along or unit_axis(rows) not in across or unit_axis(columns) in along:
         return 1
+    if rows.scans or columns.scans:
+        return 1
     shared = set(rows.reads) & set(columns.reads)
     if 2 * sum(table[n].nbytes for n in shared) < sum(table[n].nbytes for n in columns.reads):
         return 1
@@ -136,7 +138,7 @@ def slices_for(nest: LoopNest, device: DeviceModel) -> int:
     reduced = reduced_axes(nest.body)
     rows = prod(as_int(a.extent) or 1 for a in nest.axes if a.name not in reduced)
     columns = prod(as_int(a.extent) or 1 for a in nest.axes if a.name in reduced)
-    if not reduced or rows * columns < MIN_POINTS:
+    if not reduced or nest.scans or rows * columns < MIN_POINTS:
         return 1
     if unit_axis(nest) not in reduced and rows > 1:
         rows = max(rows // 64, 1)  # neighbouring rows share a program: their elements are adjacent in memory

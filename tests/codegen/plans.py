@@ -26,7 +26,7 @@ from fusec.ir.kernels import (
     Tile,
     TileDim,
 )
-from fusec.ir.ops import OPS, Result, is_reduction
+from fusec.ir.ops import OPS, Result, is_reduction, is_scan
 from fusec.ir.types import Access, Axis, AxisKind, Buffer, Instr, Origin, Role
 from fusec.runtime.grid import launch_grid
 from fusec.runtime.interpret import InterpretedKernel
@@ -131,7 +131,7 @@ class Build:
             dtype = torch.bool
         if info.result is Result.INDEX:
             dtype = i64
-        if is_reduction(op):
+        if is_reduction(op) or is_scan(op):
             axes = tuple(a.name for a in self.axes if a.is_reduction and a.name[0] == over)
             return self._add(op, args, self.dtypes[args[0]] if info.result is Result.SAME else dtype, axes=axes)
         return self._add(op, args, dtype)

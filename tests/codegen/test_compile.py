@@ -91,6 +91,22 @@ def test_every_reduction_compiles(dtype: torch.dtype, looped: bool) -> None:
     assert compiled(build, x=4, **({"r": 256} if looped else {})).spills == 0
 
 
+@pytest.mark.parametrize("looped", [False, True])
+@pytest.mark.parametrize("dtype", [f32, i64], ids=str)
+def test_every_scan_compiles(dtype: torch.dtype, looped: bool) -> None:
+    for name, info in OPS.items():
+        if info.kind is not OpKind.SCAN or (name == "logcumsumexp" and not dtype.is_floating_point):
+            continue
+        build = Build(looped=looped, x=64, r=1000)
+        build.buffer("x", dtype, (64, 1000))
+        at = build.index(x0=1000, r0=1)
+        x = build.load("x", at)
+        value = build.op(name, x, build.position(build.axis("r0"))) if info.arity == 2 else build.op(name, x)
+        build.buffer("out", build.dtypes[value], (64, 1000), Role.OUTPUT)
+        build.store("out", at, value)
+        assert compiled(build, x=1, **({"r": 256} if looped else {})).spills == 0, name
+
+
 def test_eager_precision_keeps_multiply_and_add_apart() -> None:
     build = Build(x=4096)
     for name in ("x", "y", "out"):

@@ -100,6 +100,22 @@ def test_reductions(op: str, looped: bool) -> None:
     compare(build, 1e-5, 1e-5, x=data)
 
 
+@pytest.mark.parametrize("op", ["cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "cumargmax", "cumargmin"])
+@pytest.mark.parametrize("looped", [False, True])
+@pytest.mark.parametrize("rows", [1, 6])
+def test_scans(rows: int, looped: bool, op: str) -> None:
+    build = Build(looped=looped, x=rows, r=37)
+    build.buffer("x", f32, (rows, 37))
+    at = build.index(x0=37, r0=1)
+    x = build.load("x", at)
+    value = build.op(op, x, build.position(build.axis("r0"))) if "arg" in op else build.op(op, x)
+    build.buffer("out", build.dtypes[value], (rows, 37), Role.OUTPUT)
+    build.store("out", at, value)
+    data = torch.randn(rows, 37).round(decimals=1)
+    data[-1, 5], data[-1, 9], data[0, 20:] = torch.nan, torch.nan, 3.0
+    compare(build, 1e-5, 1e-5, x=data)
+
+
 @pytest.mark.parametrize("name", ["sin", "cos", "tan"])
 def test_circular_functions_are_as_accurate_as_eager(name: str) -> None:
     """Against float64: at most twice as far off as PyTorch. The interpreter's fma rounds twice: nothing huge here."""

@@ -64,6 +64,10 @@ NARROW: dict[str, tuple[Callable[..., Any], tuple[tuple[tuple[int, ...], torch.d
         lambda x, i, s: x.scatter_reduce(1, i, s, "amax"),
         (of(256, 1000), of(256, 777, dtype=torch.int64), of(256, 777)),
     ),
+    "cumsum": (lambda x: x.cumsum(1), (of(4096, 4096),)),
+    "cumsum_looped": (lambda x: x.cumsum(1) / x.sum(1, keepdim=True), (of(1024, 65536, dtype=torch.float32),)),
+    "cummax": (lambda x: x.cummax(1), (of(1024, 8192),)),
+    "logcumsumexp": (lambda x: x.logcumsumexp(1), (of(1024, 4096, dtype=torch.float32),)),
     "f64_norm": (lambda x: F.layer_norm(x, (1024,)), (of(512, 1024, dtype=torch.float64),)),
 }
 

@@ -339,3 +339,18 @@ def test_a_sum_counts_the_points_of_axes_that_nothing_varies_along() -> None:
     return y
     """)
     assert evaluate_program(program, [])[0].item() == 30.0
+
+
+@pytest.mark.parametrize("axes", ["p0<3, r0<4, r1<5", "p0<3, r1<5, r0<4"])
+@pytest.mark.parametrize("op", ["cumsum", "cumprod", "cummax", "cummin", "logcumsumexp"])
+def test_scans_run_along_their_axes_in_order(op: str, axes: str) -> None:
+    x = torch.randn(3, 4, 5)
+    body = f"%0:f32 = load a[20*p0 + 5*r0 + r1]\n%1:f32 = {op} %0 over r0, r1\nstore y[20*p0 + 5*r0 + r1], %1"
+    got = run(body, "y: f32[3, 20] (20, 1)", x, axes=axes)
+    want = getattr(torch, op)(x.view(3, 20), 1)
+    torch.testing.assert_close(got, want if isinstance(want, torch.Tensor) else want.values)
+
+
+def test_a_scan_of_a_constant_varies_along_its_axis() -> None:
+    got = run("%0:f32 = const 2.0\n%1:f32 = cumsum %0 over r0\nstore y[r0], %1", "y: f32[4] (1)", axes="r0<4")
+    assert got.tolist() == [2.0, 4.0, 6.0, 8.0]

@@ -176,3 +176,20 @@ def test_the_modes_of_stores_are_their_verbs() -> None:
     """)
     assert parse_program(format_program(program)).nodes == program.nodes
     verify_program(program)
+
+
+def test_a_scan_says_along_what_it_runs() -> None:
+    program = parse_program("""
+    program f (a)
+      in  a: f32[3, 4] (4, 1) cpu
+      out y: i64[3, 4] (4, 1) cpu
+    nest n0 (p0<3, r0<4):
+      %0:f32 = load a[4*p0 + r0]
+      %1:i64 = index r0
+      %2:i64 = cumargmax %0, %1 over r0
+      store y[4*p0 + r0], %2
+    return y
+    """)
+    verify_program(program)
+    assert "cumargmax %0, %1 over r0" in format_program(program)
+    assert parse_program(format_program(program)).nodes == program.nodes

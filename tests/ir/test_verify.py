@@ -61,6 +61,7 @@ X = "%0:f32 = load x[6*p0 + p1]\n"
         (X + "%1:i64 = bitcast %0", "bitcast of f32 to i64 changes size"),
         (X + "%1:f32 = sum %0 over p1", "reduces p1, which is a parallel axis"),
         (X + "%1:f32 = sum %0 over r7", "reduces r7, which is no axis here"),
+        (X + "%1:f32 = cumsum %0 over p1", "scans p1, which is a parallel axis"),
         ("%0:f64 = load x[p0]", "x holds f32, not f64"),
         (X + "%1:f32 = load x[p0], mask=%0, other=0.0", "a mask is bool, got %0:f32"),
         (X + "%1:f32 = load x[6*%0]", "%0 is used as an index, but is f32"),
@@ -122,7 +123,7 @@ def test_unknown_axes_and_buffers() -> None:
 
 def test_two_reductions_in_one_nest() -> None:
     body = X.replace("p1", "r0") + "%1:f32 = sum %0 over r0\n%2:f32 = max %0 over r0"
-    assert "a nest has at most one reduction, got %1, %2" in broken(nest(body, axes="p0<4, r0<6"))
+    assert "a nest has at most one reduction or scan, got %1, %2" in broken(nest(body, axes="p0<4, r0<6"))
 
 
 SEGMENT = "nest {name} (p0<4, p1<{width}):\n%0:f32 = load x[6*p0 + p1]\nstore y[6*p0 + p1 + {start}], %0\n"

@@ -19,7 +19,7 @@ from tests.lowering.differential import (
 from tests.lowering.test_indexing import ints
 
 aten = torch.ops.aten
-DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.int8]
+DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.int8]
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_one_element_a_line_is_a_comparison(dim: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("dim", [0, -1])
 def test_scatter_and_scatter_add(dim: int, dtype: torch.dtype) -> None:
     x, source, index = make((4, 6, 5), dtype), make((4, 6, 5), dtype, 3), ints((3, 2, 4), 0, 4)
     assert_kernels_like_eager(lambda x, i, s: x.scatter_add(dim, i, s), x, index, source)
