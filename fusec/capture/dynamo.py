@@ -39,6 +39,7 @@ from fusec.capture.graph import CapturedGraph, is_symbolic, readable_name, trim_
 from fusec.capture.inplace import write_in_place
 from fusec.capture.random import draw_in_kernels
 from fusec.capture.specialize import signature, specialize
+from fusec.capture.subgraphs import compile_subgraphs, inline_subgraphs
 
 # torch._dynamo, torch._functorch, torch._guards: checked with torch 2.11.0 and 2.13.0.
 
@@ -93,11 +94,15 @@ def backend(
     sources = dynamo_names(gm)
     writing: list[CapturedGraph] = []
 
+    def prepare(graph_module: GraphModule) -> None:
+        inline_subgraphs(graph_module)
+        _normalize(graph_module)
+        if random == "philox":
+            draw_in_kernels(graph_module)
+
     def compiler(kind: str) -> Callable[[GraphModule, Sequence[Any]], Compiled]:
         def compile_aten(graph_module: GraphModule, inputs: Sequence[Any]) -> Compiled:
-            _normalize(graph_module)
-            if random == "philox":
-                draw_in_kernels(graph_module)
+            prepare(graph_module)
             graph = CapturedGraph(
                 graph_module,
                 tuple(inputs),
@@ -108,6 +113,7 @@ def backend(
             if kind != "backward" and _writes_inputs():
                 writing.append(graph)
             if not is_symbolic(inputs):
+                compile_subgraphs(graph, compile_graph, prepare)
                 write_in_place(graph_module)
                 return _boxed(compile_graph(graph))
             return _boxed(_Versions(graph, compile_graph, version_limit, on_eager))

@@ -61,6 +61,8 @@ def _reason(target: Any, original: Any) -> str:
             return "library call"
         if torch.Tag.nondeterministic_seeded in target.tags:
             return RANDOM
+        if target.namespace not in ("aten", "prims"):
+            return "library call"  # an op that the user defined, or a collective: it is called as it is
     return f"no lowering for {original}"
 
 

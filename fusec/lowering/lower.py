@@ -27,6 +27,7 @@ from fusec.config import Config
 from fusec.errors import FallbackWarning, LoweringError
 from fusec.ir.index import as_int
 from fusec.ir.types import Extern, Origin, Output, Program, Role, TensorView
+from fusec.lowering.bound import is_bound, lower_bound
 from fusec.lowering.builder import KERNEL_DTYPES
 from fusec.lowering.context import Context, sizes
 from fusec.lowering.extern import lower_extern
@@ -139,6 +140,8 @@ class _Walk:
             raise self._error("the shape of a tensor changes in place")
         self._protect_from_writes(node, self._lowered(node.args))
         args, kwargs = self._lowered(node.args), self._lowered(node.kwargs)
+        if is_bound(node.target):
+            return self._bound(args, kwargs)
         function = find_lowering(node.target)
         if function is None:
             log.info("library call: %s (%s)", node.target, describe(ctx.origin))
@@ -159,6 +162,12 @@ class _Walk:
             warnings.warn(f"{message}; it runs as a library call", FallbackWarning, stacklevel=2)
         ctx.undo(*before)
         return self._extern(args, kwargs, reason)
+
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return lower_bound(self.context, args, kwargs)
+        except NotLowered as error:
+            raise self._error(str(error)) from error
 
     def _extern(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str | None) -> Any:
         try:

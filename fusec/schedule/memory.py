@@ -64,8 +64,11 @@ def _possibly_aliased(steps: tuple[Step, ...]) -> set[str]:
     """Buffers a library call may return a view of: their memory is never handed on."""
     result: set[str] = set()
     for step in steps:
-        schema = getattr(step.target, "_schema", None) if isinstance(step, Extern) else None
-        if isinstance(step, Extern) and (schema is None or any(r.alias_info is not None for r in schema.returns)):
+        if not isinstance(step, Extern):
+            continue
+        schema = getattr(step.target, "_schema", None)
+        waits = getattr(step.target, "namespace", "") == "_c10d_functional"  # wait_tensor returns what it waits for
+        if schema is None or waits or any(r.alias_info is not None for r in schema.returns):
             result.update(step.reads)
     return result
 
