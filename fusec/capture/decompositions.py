@@ -40,6 +40,7 @@ _POINTWISE = """
 _FACTORIES = """
     arange.default arange.start block_diag diag_embed eye hann_window linspace logspace new_empty new_full new_ones
     new_zeros ones ones_like zeros zeros_like empty_like fill zero
+    affine_grid_generator
 """
 _VIEWS = """
     _reshape_alias detach channel_shuffle expand_as narrow pixel_shuffle pixel_unshuffle rot90 stack squeeze_copy

@@ -79,11 +79,16 @@ class Window:
         last = _number(self.stop(o)) if self.stop else min(first + self.taps, self.size + self.padding)
         return last - first if include_padding else min(last, self.size) - max(first, 0)
 
+    def common_span(self, include_padding: bool) -> int | None:
+        """How many elements every window averages over; None when they differ."""
+        spans = {self.span(i, include_padding) for i in range(self.out)}
+        return spans.pop() if len(spans) == 1 else None
+
     def divisor(self, nest: NestBuilder, o: Expr, include_padding: bool, dtype: torch.dtype) -> Value | int:
         """The same for a window that is known only in the kernel; an int when all windows agree."""
-        spans = {self.span(i, include_padding) for i in range(self.out)}
-        if len(spans) == 1:
-            return spans.pop()
+        common = self.common_span(include_padding)
+        if common is not None:
+            return common
         first = nest.index(self.start(o))
         if self.stop:
             last = nest.index(self.stop(o))
@@ -115,6 +120,28 @@ def _per_dimension(value: int | Sequence[int], n: int) -> list[int]:
 
 def _fixed(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> Window:
     return Window(size, out, kernel, lambda o: as_expr(o) * stride - padding, None, dilation, padding)
+
+
+def fixed_windows(
+    sizes: Sequence[IndexLike],
+    outs: Sequence[IndexLike],
+    kernel: int | Sequence[int],
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
+    n: int,
+) -> tuple[tuple[Window, ...], list[int]]:
+    """The windows along the last n dimensions, and their strides. An empty stride is the kernel."""
+    kernels = _per_dimension(kernel, n)
+    strides = _per_dimension(stride, n) if isinstance(stride, int) or stride else kernels
+    paddings, dilations = _per_dimension(padding, n), _per_dimension(dilation, n)
+    geometry = zip(_static(sizes), _static(outs), kernels, strides, paddings, dilations, strict=True)
+    return tuple(_fixed(*g) for g in geometry), strides
+
+
+def adaptive_window(size: IndexLike, out: IndexLike) -> Window:
+    """The windows of adaptive pooling along one dimension."""
+    return _adaptive(*_static((size, out)))
 
 
 def _adaptive(size: int, out: int) -> Window:
@@ -152,12 +179,8 @@ class Pool:
         n: int,
     ) -> Pool:
         """n: how many dimensions are pooled. An empty stride is the kernel."""
-        kernels = _per_dimension(kernel, n)
-        strides = _per_dimension(stride, n) if isinstance(stride, int) or stride else kernels
-        paddings, dilations = _per_dimension(padding, n), _per_dimension(dilation, n)
-        sizes = _static(x.shape[-n:])
-        geometry = zip(sizes, shape[-n:], kernels, strides, paddings, dilations, strict=True)
-        return cls(x, tuple(shape), tuple(_fixed(*g) for g in geometry))
+        windows, _ = fixed_windows(x.shape[-n:], shape[-n:], kernel, stride, padding, dilation, n)
+        return cls(x, tuple(shape), windows)
 
     @classmethod
     def adaptive(cls, x: Ref, shape: Sequence[int], n: int) -> Pool:

@@ -134,7 +134,15 @@ def overwritten(ctx: Context, x: Ref, updates: Updates) -> Ref:
 
 def summed(ctx: Context, x: Ref | None, updates: Updates) -> Ref:
     """x (zeros if None) plus all updates."""
-    result = ctx.result()
+
+    def add(total: Ref) -> None:
+        updates.apply(ctx, total, AccessMode.ATOMIC_ADD, lambda nest, v: nest.cast(v, total.dtype))
+
+    return accumulated(ctx, ctx.result(), add, x)
+
+
+def accumulated(ctx: Context, result: Ref, add: Callable[[Ref], None], x: Ref | None = None) -> Ref:
+    """result = x (zeros if None) plus what `add` adds atomically to the tensor it is given, of a wide enough dtype."""
     out, wide = at_least_1d(result), sum_dtype(result.dtype)
     total = out if wide is out.dtype else ctx.temporary(wide, out.shape, hint="total")
     if x is None:
@@ -142,7 +150,7 @@ def summed(ctx: Context, x: Ref | None, updates: Updates) -> Ref:
             nest.store(total, nest.p, nest.const(0, wide))
     else:
         copied(ctx, x, total, lambda nest, v: nest.cast(v, wide))
-    updates.apply(ctx, total, AccessMode.ATOMIC_ADD, lambda nest, v: nest.cast(v, wide))
+    add(total)
     if total is not out:
         copied(ctx, total, out, lambda nest, v: v)
     return result

@@ -18,11 +18,14 @@ from collections.abc import Callable, Sequence
 import torch
 
 from fusec.ir.index import IndexLike, floordiv, mod
+from fusec.ir.types import AccessMode
 from fusec.lowering.builder import NestBuilder, Value
 from fusec.lowering.context import Context, static
 from fusec.lowering.numbers import Number
+from fusec.lowering.reduction import require_floating
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import NotLowered, lowering
+from fusec.lowering.scatter import accumulated
 from fusec.lowering.views import unsqueezed
 
 aten, prims = torch.ops.aten, torch.ops.prims
@@ -131,15 +134,32 @@ def _folded(ctx: Context, x: Ref, pad: Sequence[int], fold: Fold) -> Ref:
     """Every coordinate outside x is folded back into it."""
     out = ctx.result()
     with ctx.nest(out.shape) as nest:
-        where: list[IndexLike] = []
-        for c, extent, (left, right) in zip(nest.p, x.shape, _pads(x, pad), strict=True):
-            if left == right == 0:
-                where.append(c)
-                continue
-            n = static(extent)
-            where.append(nest.as_index(fold(nest, nest.index(c - left), n), n))
-        nest.store(out, nest.p, nest.load(x, where))
+        nest.store(out, nest.p, nest.load(x, _source(nest, x, pad, fold)))
     return out
+
+
+def _source(nest: NestBuilder, x: Ref, pad: Sequence[int], fold: Fold) -> list[IndexLike]:
+    """Where in x the element of the padded tensor comes from."""
+    where: list[IndexLike] = []
+    for c, extent, (left, right) in zip(nest.p, x.shape, _pads(x, pad), strict=True):
+        if left == right == 0:
+            where.append(c)
+            continue
+        n = static(extent)
+        where.append(nest.as_index(fold(nest, nest.index(c - left), n), n))
+    return where
+
+
+def _folded_gradient(ctx: Context, grad: Ref, x: Ref, pad: Sequence[int], fold: Fold) -> Ref:
+    """Every element of x sums up the gradients of its copies."""
+
+    def add(total: Ref) -> None:
+        with ctx.nest(grad.shape) as nest:
+            value = nest.load_f32(grad, nest.p)
+            nest.store(total, _source(nest, x, pad, fold), value, None, AccessMode.ATOMIC_ADD)
+
+    require_floating(grad)
+    return accumulated(ctx, ctx.result(), add)
 
 
 @lowering(aten.reflection_pad1d, aten.reflection_pad2d, aten.reflection_pad3d)
@@ -150,6 +170,16 @@ def reflection_pad(ctx: Context, x: Ref, pad: Sequence[int]) -> Ref:
 @lowering(aten.replication_pad1d, aten.replication_pad2d, aten.replication_pad3d)
 def replication_pad(ctx: Context, x: Ref, pad: Sequence[int]) -> Ref:
     return _folded(ctx, x, pad, _replicate)
+
+
+@lowering(aten.reflection_pad1d_backward, aten.reflection_pad2d_backward, aten.reflection_pad3d_backward)
+def reflection_pad_backward(ctx: Context, grad: Ref, x: Ref, pad: Sequence[int]) -> Ref:
+    return _folded_gradient(ctx, grad, x, pad, _reflect)
+
+
+@lowering(aten.replication_pad1d_backward, aten.replication_pad2d_backward, aten.replication_pad3d_backward)
+def replication_pad_backward(ctx: Context, grad: Ref, x: Ref, pad: Sequence[int]) -> Ref:
+    return _folded_gradient(ctx, grad, x, pad, _replicate)
 
 
 # -- writing a part -------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ class Resampling:
         return None
 
 
-def _scale(factor: float | None, size: int, out: int) -> float:
+def step(factor: float | None, size: int, out: int) -> float:
     """The step from one output to the next in input elements: 1 / factor if a factor was given, else size / out."""
     numerator, denominator = (1.0, factor) if factor is not None and factor > 0 else (float(size), float(out))
     if factor is not None and factor > 0:
@@ -78,7 +78,7 @@ def _nearest(ctx: Context, x: Ref, factors: Sequence[float | None], n: int, shif
     for size, extent, factor in zip(sizes, outs, factors, strict=True):
         if size is None or extent is None:
             raise NotLowered("upsampling by sizes known only at run time")
-        plans.append(Resampling(size, extent, _scale(factor, size, extent), shift))
+        plans.append(Resampling(size, extent, step(factor, size, extent), shift))
     with ctx.nest(out.shape) as nest:
         lead = nest.p[: len(nest.p) - n]
         where = [plan.coordinate(nest, o) for plan, o in zip(plans, nest.p[-n:], strict=True)]

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fusec.ir.analysis import instr_axes, varying
+from fusec.ir.analysis import index_axes, instr_axes, varying
 from fusec.ir.index import Expr, as_int, bounds, evaluate, substitute, symbols_of
 from fusec.ir.types import Axis, Buffer, Instr
 
@@ -81,8 +81,7 @@ def traffic(body: Sequence[Instr], axes: Sequence[Axis], table: Mapping[str, Buf
 
 def _store_axes(instr: Instr, values: Mapping[str, frozenset[str]], mask: str | None) -> frozenset[str]:
     assert instr.access is not None
-    found = {s.name for s in symbols_of(instr.access.index) if s.kind == "axis"}
-    return frozenset(found) | (values[mask] if mask is not None else frozenset())
+    return index_axes(instr.access.index, values) | (values[mask] if mask is not None else frozenset())
 
 
 def _count(touches: list[_Touch], axes: Sequence[Axis], lines: Mapping[str, Instr], size: int | None) -> int:

@@ -68,6 +68,12 @@ NARROW: dict[str, tuple[Callable[..., Any], tuple[tuple[tuple[int, ...], torch.d
     "cumsum_looped": (lambda x: x.cumsum(1) / x.sum(1, keepdim=True), (of(1024, 65536, dtype=torch.float32),)),
     "cummax": (lambda x: x.cummax(1), (of(1024, 8192),)),
     "logcumsumexp": (lambda x: x.logcumsumexp(1), (of(1024, 4096, dtype=torch.float32),)),
+    "upsample_bilinear": (lambda x: F.interpolate(x, (128, 128), mode="bilinear"), (of(4, 64, 64, 64),)),
+    "grid_sample": (lambda x, g: F.grid_sample(x, g, align_corners=False), (of(4, 64, 64, 64), of(4, 64, 64, 2))),
+    "max_pool_gradient": (
+        lambda g, x, i: torch.ops.aten.max_pool2d_with_indices_backward(g, x, [3, 3], [2, 2], [1, 1], [1, 1], False, i),
+        (of(8, 64, 56, 56), of(8, 64, 112, 112), of(8, 64, 56, 56, dtype=torch.int64)),
+    ),
     "f64_norm": (lambda x: F.layer_norm(x, (1024,)), (of(512, 1024, dtype=torch.float64),)),
 }
 

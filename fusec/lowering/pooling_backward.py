@@ -1,0 +1,244 @@
+"""Gradients of pooling, gathered: every element of the input sums up what the windows that hold it send back.
+
+Enters: the windows' gradients (and the positions of their maxima). Leaves: one nest over the input.
+
+    max_pool2d_with_indices_backward, kernel 3, stride 2, padding 1
+
+    nest (p0<n, p1<c, p2<h, p3<w):  windows (p2 + 1)//2 - j, (p3 + 1)//2 - k for j, k in 0, 1:
+                                    total += grad[window] if indices[window] == w*p2 + p3 else 0
+
+Where an element lies in more windows than are worth unrolling, averages are reduced over them and maxima scattered.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from fusec.ir.index import Expr, IndexLike, as_expr, as_int, floordiv, is_nonnegative, less_than, linearize
+from fusec.lowering.builder import NestBuilder, Value, compute_dtype
+from fusec.lowering.context import Context
+from fusec.lowering.pooling import UNROLLED, Window, adaptive_window, fixed_windows
+from fusec.lowering.positions import Checked
+from fusec.lowering.reduction import require_floating
+from fusec.lowering.ref import Ref, contiguous_strides
+from fusec.lowering.registry import lowering
+from fusec.lowering.scatter import Updates, summed
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, slots=True)
+class Cover:
+    """The windows along one dimension that may hold an element.
+
+    first: element -> the last window that may; the others come before it, down to first - count + 1.
+    """
+
+    window: Window
+    count: int
+    last: Callable[[IndexLike], Expr]
+
+    @classmethod
+    def fixed(cls, window: Window, stride: int) -> Cover:
+        reach = (window.taps - 1) * window.step
+        return cls(window, reach // stride + 1, lambda i: floordiv(as_expr(i) + window.padding, stride))
+
+    @classmethod
+    def adaptive(cls, window: Window) -> Cover:
+        """Windows [floor(o*n/m), ceil((o+1)*n/m)): element i lies in those from floor(i*m/n) to ceil((i+1)*m/n) - 1."""
+        n, m = window.size, window.out
+
+        def last(i: IndexLike) -> Expr:
+            return floordiv((as_expr(i) + 1) * m + n - 1, n) - 1
+
+        spans = [(as_int(last(i)) or 0) - i * m // n + 1 for i in range(n)]
+        return cls(window, max(spans, default=1), last)
+
+    def holds(self, nest: NestBuilder, o: Expr) -> Value | None:
+        """Whether window o exists; None when that is proved."""
+        found = None if is_nonnegative(o) else nest.index(o) >= 0
+        if not less_than(o, self.window.out):
+            below = nest.index(o) < self.window.out
+            found = below if found is None else found & below
+        return found
+
+    def contains(self, nest: NestBuilder, i: Expr, o: Expr) -> Value | None:
+        """Whether element i lies in window o, for windows without dilation; None when that is proved."""
+        window, found = self.window, None
+        distance = as_expr(i) - window.start(o)
+        if not is_nonnegative(distance):
+            found = nest.index(distance) >= 0
+        end = window.stop(o) if window.stop else window.start(o) + window.taps
+        if not less_than(i, end):
+            below = nest.index(i) < nest.index(end)
+            found = below if found is None else found & below
+        return found
+
+
+def _both(a: Value | None, b: Value | None) -> Value | None:
+    return b if a is None else a if b is None else a & b
+
+
+def _gathered(
+    ctx: Context,
+    covers: Sequence[Cover],
+    term: Callable[[NestBuilder, tuple[Expr, ...], tuple[Expr, ...], Value | None], Value],
+    divisor: int = 1,
+) -> Ref:
+    """out[i] = sum over the windows o that may hold element i of term(i, o, whether they exist), divided."""
+    out = ctx.result()
+    unrolled = _pairs(covers) <= UNROLLED
+    with ctx.nest(out.shape, () if unrolled else [c.count for c in covers]) as nest:
+        element = nest.p[len(nest.p) - len(covers) :]
+
+        def sent(back: Sequence[IndexLike]) -> Value:
+            windows = tuple(c.last(i) - b for c, i, b in zip(covers, element, back, strict=True))
+            exist: Value | None = None
+            for cover, o in zip(covers, windows, strict=True):
+                exist = _both(exist, cover.holds(nest, o))
+            return term(nest, element, windows, exist)
+
+        if unrolled:
+            first, *rest = itertools.product(*(range(c.count) for c in covers))
+            total = sent(first)
+            for back in rest:
+                total = total + sent(back)
+        else:
+            total = nest.reduce("sum", sent(nest.r))
+        nest.store(out, nest.p, total if divisor == 1 else total / divisor)
+    return out
+
+
+def _pairs(covers: Sequence[Cover]) -> int:
+    return prod(cover.count for cover in covers)
+
+
+# -- maximum --------------------------------------------------------------------------------------
+
+
+def _max_gradient(ctx: Context, grad: Ref, indices: Ref, covers: Sequence[Cover], n: int) -> Ref:
+    require_floating(grad)
+    if _pairs(covers) > UNROLLED:
+        return _scattered(ctx, grad, indices, n)
+    dtype = compute_dtype(grad.dtype)
+    strides = contiguous_strides([c.window.size for c in covers])
+
+    def term(nest: NestBuilder, element: tuple[Expr, ...], windows: tuple[Expr, ...], exist: Value | None) -> Value:
+        where = (*nest.p[: len(nest.p) - n], *windows)
+        hit = nest.load(indices, where, exist, -1).eq(nest.index(linearize(element, strides)))
+        return nest.where(hit, nest.cast(nest.load(grad, where, exist), dtype), 0)
+
+    return _gathered(ctx, covers, term)
+
+
+def _scattered(ctx: Context, grad: Ref, indices: Ref, n: int) -> Ref:
+    """zeros with each window's gradient added at its maximum; indices are positions within a plane."""
+    sizes = [int(s) for s in ctx.meta.shape[-n:]]
+    planes = contiguous_strides(sizes)
+
+    def place(nest: NestBuilder) -> tuple[Sequence[IndexLike], Value | None]:
+        checked = Checked(nest)
+        area = (as_int(planes[0]) or 0) * sizes[0]
+        at = checked.coordinate(nest.load(indices, nest.p), area)
+        inner = [at // stride % size if d else at // stride for d, (stride, size) in enumerate(zip(planes, sizes))]
+        return (*nest.p[: len(nest.p) - n], *inner), checked.mask
+
+    return summed(ctx, None, Updates(grad.shape, place, lambda nest: nest.load(grad, nest.p)))
+
+
+def _max_pool_backward(
+    ctx: Context,
+    grad: Ref,
+    x: Ref,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    indices: Ref,
+) -> Ref:
+    n = 2 if len(kernel) <= 2 and ctx.node.target is aten.max_pool2d_with_indices_backward.default else 3
+    windows, strides = fixed_windows(x.shape[-n:], grad.shape[-n:], kernel, stride, padding, dilation, n)
+    covers = [Cover.fixed(w, s) for w, s in zip(windows, strides, strict=True)]
+    return _max_gradient(ctx, grad, indices, covers, n)
+
+
+lowering(aten.max_pool2d_with_indices_backward.default, aten.max_pool3d_with_indices_backward.default)(
+    _max_pool_backward
+)
+
+
+@lowering(aten.adaptive_max_pool2d_backward.default)
+def adaptive_max_pool2d_backward(ctx: Context, grad: Ref, x: Ref, indices: Ref) -> Ref:
+    return _max_gradient(ctx, grad, indices, _adaptive_covers(x, grad, 2), 2)
+
+
+@lowering(aten.adaptive_max_pool3d_backward.default)
+def adaptive_max_pool3d_backward(ctx: Context, grad: Ref, x: Ref, indices: Ref) -> Ref:
+    return _max_gradient(ctx, grad, indices, _adaptive_covers(x, grad, 3), 3)
+
+
+def _adaptive_covers(x: Ref, grad: Ref, n: int) -> list[Cover]:
+    return [Cover.adaptive(adaptive_window(a, b)) for a, b in zip(x.shape[-n:], grad.shape[-n:], strict=True)]
+
+
+# -- average --------------------------------------------------------------------------------------
+
+
+def _average_gradient(
+    ctx: Context, grad: Ref, covers: Sequence[Cover], include_padding: bool = True, divisor: int | None = None
+) -> Ref:
+    """Each window sends its gradient, divided by how many elements it averaged, to each of them."""
+    require_floating(grad)
+    dtype = compute_dtype(grad.dtype)
+
+    def term(nest: NestBuilder, element: tuple[Expr, ...], windows: tuple[Expr, ...], exist: Value | None) -> Value:
+        count: Value | None = None
+        for cover, i, o in zip(covers, element, windows, strict=True):
+            exist = _both(exist, cover.contains(nest, i, o))
+            if divisor is None:
+                own = cover.window.divisor(nest, o, include_padding, dtype)
+                if isinstance(own, Value):
+                    count = own if count is None else count * own
+        value = nest.cast(nest.load(grad, (*nest.p[: len(nest.p) - len(covers)], *windows), exist), dtype)
+        if count is None:
+            return value
+        return value / count if exist is None else nest.where(exist, value / count, 0)
+
+    common = prod(cover.window.common_span(include_padding) or 1 for cover in covers)
+    return _gathered(ctx, covers, term, common if divisor is None else divisor)
+
+
+def _avg_pool_backward(
+    ctx: Context,
+    grad: Ref,
+    x: Ref,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    include_padding: bool,
+    divisor: int | None,
+) -> Ref:
+    n = 2 if ctx.node.target is aten.avg_pool2d_backward.default else 3
+    windows, strides = fixed_windows(x.shape[-n:], grad.shape[-n:], kernel, stride, padding, 1, n)
+    covers = [Cover.fixed(w, s) for w, s in zip(windows, strides, strict=True)]
+    return _average_gradient(ctx, grad, covers, include_padding, divisor)
+
+
+lowering(aten.avg_pool2d_backward.default, aten.avg_pool3d_backward.default)(_avg_pool_backward)
+
+
+@lowering(aten._adaptive_avg_pool2d_backward.default)
+def adaptive_avg_pool2d_backward(ctx: Context, grad: Ref, x: Ref) -> Ref:
+    return _average_gradient(ctx, grad, _adaptive_covers(x, grad, 2))
+
+
+@lowering(aten._adaptive_avg_pool3d_backward.default)
+def adaptive_avg_pool3d_backward(ctx: Context, grad: Ref, x: Ref) -> Ref:
+    return _average_gradient(ctx, grad, _adaptive_covers(x, grad, 3))
