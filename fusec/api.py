@@ -479,10 +479,11 @@ def _explanation(graphs: Sequence[CompiledGraph], counted: Stats) -> Explanation
     arch = targets[0].names[0] if targets and targets[0].names else None
     return Explanation(
         records,
-        tuple(str(f) for f in counted.fallbacks),
+        tuple(dict.fromkeys(str(f) for f in counted.fallbacks)),
         tuple(counted.graph_breaks),
         _device_name(device),
         device_model(arch).bandwidth,
+        dict(Counter(f.level for f in counted.fallbacks)),
     )
 
 
@@ -534,12 +535,13 @@ def precompile(
     args, kwargs: example arguments; only shapes, strides and dtypes count, and they may be on any device.
     target:       an architecture such as "sm_90".      path: a folder to save to.      options: as `compile`.
 
-    FusecError where a graph cannot be compiled, unless `strict=False`.
+    FusecError where a graph, or the kernel of a group, cannot be compiled, unless `strict=False`; with `strict=True`
+    for every op without a kernel, too.
     """
     if not isinstance(target, str) or not target.startswith("sm_"):
         raise ConfigError(f'precompile needs an architecture such as "sm_90", got {target!r}')
     original, config, name = _original(fn)
-    config = _updated(config, {"strict": True, **options, "target": target})
+    config = _updated(config, {**options, "target": target})
     has_cuda = torch.cuda.is_available()
     moved, inputs, mode = on_fake(original, (tuple(args), dict(kwargs or {})), "cuda" if has_cuda else "cpu")
     counted, graphs = Stats(), list[CompiledGraph]()
@@ -550,6 +552,9 @@ def precompile(
 
     with mode, torch.no_grad():
         _run_watched(moved, config, name, counted, compile_on_cuda, *inputs)
+    failed = [f for f in counted.fallbacks if f.level != "op"]
+    if failed and options.get("strict", True):
+        raise FusecError(f"{target}: {failed[0]}")
     for graph in graphs:
         graph.calls = 1
     executables = [g.executable for g in graphs if g.executable is not None]

@@ -38,7 +38,7 @@ from fusec.ir.kernels import BufferPlan, KernelPlan, KernelSource, Schedule
 from fusec.ir.printer import format_bytes, format_program, format_schedule
 from fusec.ir.types import Extern, Program
 from fusec.ir.verify import verify_program, verify_schedule
-from fusec.lowering import lower
+from fusec.lowering import is_fallback, lower
 from fusec.runtime.build import Executable, build
 from fusec.schedule import group_error, plan_memory, schedule, simplify
 from fusec.schedule.alike import signature
@@ -102,12 +102,12 @@ class Stats:
             self.graph_breaks.clear()
             self.fallbacks.clear()
 
-    def fall_back(self, fallback: Fallback, *, warn: bool = True) -> None:
+    def fall_back(self, fallback: Fallback) -> None:
         """Count a fallback; warn the first time this one is seen."""
         with self.lock:
             seen = fallback in self.fallbacks
             self.fallbacks.append(fallback)
-        if warn and not seen:
+        if not seen:
             warnings.warn(f"fusec: {fallback}", FallbackWarning, stacklevel=3)
 
 
@@ -321,13 +321,11 @@ class CompiledGraph:
             stats.fall_back(Fallback("mode", f"graph {graph.name}", f"CUDA graphs are off: {executable.graph_reason}"))
 
     def _count_unlowered(self, program: Program) -> None:
-        # Warned of, where it is a failure, by lowering; an op that is only not covered is just counted. Writing an
-        # input, or a check that returns nothing, is a call on purpose.
         for node in program.nodes:
-            if isinstance(node, Extern) and node.reason != "library call" and any(node.outputs) and not node.mutates:
+            if isinstance(node, Extern) and is_fallback(node):
                 origin = node.origin
                 line = f"{origin.file}:{origin.line}" if origin is not None and origin.file else ""
-                self.stats.fall_back(Fallback("op", str(node.target), node.reason, line), warn=False)
+                self.stats.fall_back(Fallback("op", str(node.target), f"runs as a library call: {node.reason}", line))
 
     def __call__(self, *inputs: Any) -> Sequence[Any]:
         executable = self.executable

@@ -128,11 +128,13 @@ def test_ops_that_are_not_lowered_are_counted_with_their_reason(config: Config) 
         library.impl("twice", lambda x: x * 2, "CompositeExplicitAutograd")
         twice = torch.ops.fusec_test_pipeline.twice
         x = torch.randn(5, 5)
-        got = compile_graph(captured(lambda x: (twice(x) + 1, x @ x), x), config, stats)(x)
+        fn = captured(lambda x: (twice(x) + 1, x @ x, torch.frexp(x)[0]), x)
+        with pytest.warns(UserWarning, match=r"aten.frexp.Tensor: runs as a library call: no lowering"):
+            got = compile_graph(fn, config, stats)(x)
     torch.testing.assert_close(got[0], x * 2 + 1)
-    assert stats.extern_calls == 2
+    assert stats.extern_calls == 3
     (fallback,) = stats.fallbacks
-    assert fallback.level == "op" and "twice" in fallback.op and "no lowering" in fallback.reason
+    assert fallback.level == "op" and "frexp" in fallback.op and "no lowering" in fallback.reason
 
 
 def test_a_fallback_is_warned_of_once_and_counted_every_time() -> None:

@@ -17,8 +17,8 @@ Launches, bytes in and bytes out are for all launches of a row; the time is of o
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +52,7 @@ class Explanation:
     device:       where it ran, in words.
     bandwidth:    bytes a second that the shares are of: of the device, or of the target the plan is for.
     fallbacks:    a sentence for each thing that runs as eager PyTorch would.
+    counts:       how many there are by level: "op", "group", "graph", "call", "mode".
     graph_breaks: a sentence for each place where the function was cut.
     """
 
@@ -60,6 +61,7 @@ class Explanation:
     graph_breaks: tuple[str, ...] = ()
     device: str = "cpu"
     bandwidth: float = 0.0
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def kernels(self) -> tuple[KernelRow, ...]:
@@ -132,7 +134,9 @@ def format_explanation(explanation: Explanation, width: int = 120) -> str:
     if e.externs:
         parts += ["", *_extern_lines(e.externs)]
     parts += ["", *_total_lines(e)]
-    for title, sentences in (("graph breaks", e.graph_breaks), ("runs as eager PyTorch", e.fallbacks)):
+    counts = ", ".join(plural(n, level) for level, n in e.counts.items())
+    fallbacks = "runs as eager PyTorch" + (f" ({counts})" if counts else "")
+    for title, sentences in (("graph breaks", e.graph_breaks), (fallbacks, e.fallbacks)):
         if sentences:
             parts += ["", f"{title}:", *(f"  {s}" for s in sentences)]
     return "\n".join(parts)

@@ -260,7 +260,8 @@ class Extern:
     target:  a torch.ops overload, called with real tensors in place of TensorViews.
     outputs: a buffer name for each returned tensor, in order (None for a non-tensor result).
              A target that returns one tensor has one output.
-    reason:  why this was not lowered: "library call" for matmul and its kin, else a sentence.
+    reason:  why this was not lowered: "library call" for matmul and its kin, "library call: ..." where a call is meant
+             for another reason, else a sentence.
     mutates: buffers the call writes in place.
     """
 

@@ -31,6 +31,7 @@ from fusec.lowering import (
     views,
     writes,
 )
+from fusec.lowering.extern import is_fallback
 from fusec.lowering.lower import lower
 
 FAMILIES = (
@@ -57,4 +58,4 @@ FAMILIES = (
     writes,
 )
 
-__all__ = ["FAMILIES", "lower"]
+__all__ = ["FAMILIES", "is_fallback", "lower"]

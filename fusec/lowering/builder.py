@@ -24,7 +24,7 @@ from fusec.ir.ops import OPS, OpKind, Result
 from fusec.ir.types import Access, AccessMode, Attr, Axis, AxisKind, Instr, LoopNest, Origin
 from fusec.lowering.numbers import Number, converted
 from fusec.lowering.ref import Ref
-from fusec.lowering.registry import NotLowered
+from fusec.lowering.registry import LibraryCall
 
 Operand = Union["Value", bool, int, float]
 
@@ -56,7 +56,7 @@ def check_dtype(dtype: torch.dtype, float8: bool = False) -> None:
     float8: the target converts 8-bit floats.
     """
     if dtype not in KERNEL_DTYPES and not (float8 and dtype in FLOAT8):
-        raise NotLowered(f"kernels do not compute {str(dtype).removeprefix('torch.')}")
+        raise LibraryCall(f"kernels do not compute {str(dtype).removeprefix('torch.')}")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -185,7 +185,7 @@ class NestBuilder:
         check_dtype(ref.stored, self.float8)
         check_dtype(ref.dtype, self.float8)
         if ref.device != self.device and (ref.buffer not in self._scalars or ref.dtype in FLOAT8):
-            raise NotLowered(f"{ref.buffer!r} lives on {ref.device}, the kernels run on {self.device}")
+            raise LibraryCall(f"{ref.buffer!r} lives on {ref.device}, the kernels run on {self.device}")
         access = Access(ref.buffer, ref.at(where))
         if mask is None:
             value = self._line("load", (), ref.stored, access)

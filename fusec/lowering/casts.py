@@ -16,7 +16,7 @@ from fusec.lowering.context import Context
 from fusec.lowering.numbers import Number
 from fusec.lowering.pointwise import operand, pointwise
 from fusec.lowering.ref import Ref
-from fusec.lowering.registry import NotLowered, lowering
+from fusec.lowering.registry import LibraryCall, NotLowered, lowering
 
 aten, prims = torch.ops.aten, torch.ops.prims
 
@@ -33,7 +33,7 @@ def converted(ctx: Context, x: Ref) -> Ref:
 def to_copy(ctx: Context, x: Ref, **options: Any) -> Ref:
     number = x.device == "cpu" and x.ndim == 0  # a kernel reads it where it is
     if x.device != str(ctx.meta.device) and not number:
-        raise NotLowered(f"a copy from {x.device} to {ctx.meta.device}")
+        raise LibraryCall(f"a copy from {x.device} to {ctx.meta.device}")
     return converted(ctx, x)
 
 

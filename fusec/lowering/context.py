@@ -36,7 +36,7 @@ from fusec.lowering.builder import NestBuilder, Value, check_dtype, compute_dtyp
 from fusec.lowering.numbers import Number
 from fusec.lowering.promotion import converts_float8
 from fusec.lowering.ref import Ref, contiguous_strides
-from fusec.lowering.registry import NotLowered
+from fusec.lowering.registry import LibraryCall, NotLowered
 
 PointwiseFn = Callable[..., Value]  # (nest, value, value, ...) -> value
 
@@ -76,7 +76,7 @@ class Context:
         """
         meta = self.meta if index is None else self.meta[index]
         if str(meta.device) != self.device:
-            raise NotLowered(f"the result lives on {meta.device}, the kernels run on {self.device}")
+            raise LibraryCall(f"the result lives on {meta.device}, the kernels run on {self.device}")
         shape, strides = sizes(meta.shape), sizes(meta.stride())
         return self.temporary(meta.dtype, shape, strides if is_dense(shape, strides) else None)
 
@@ -184,7 +184,7 @@ class Context:
     ) -> Ref:
         """A copy of a view in memory of its own, with these strides (contiguous by default)."""
         if x.device != self.device:
-            raise NotLowered(f"a view on {x.device} has to be copied, the kernels run on {self.device}")
+            raise LibraryCall(f"a view on {x.device} has to be copied, the kernels run on {self.device}")
         dtype = x.dtype if dtype is None else dtype
         out = self.temporary(dtype, x.shape, strides, hint or f"{self.buffers[x.buffer].hint}_copy")
         with self.nest(out.shape) as nest:

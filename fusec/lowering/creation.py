@@ -12,10 +12,10 @@ import torch
 
 from fusec.ir.index import IndexLike
 from fusec.lowering.builder import NestBuilder, Value, compute_dtype
-from fusec.lowering.context import Context
+from fusec.lowering.context import Context, is_dense, sizes
 from fusec.lowering.numbers import Number
 from fusec.lowering.ref import Ref
-from fusec.lowering.registry import NotLowered, lowering
+from fusec.lowering.registry import LibraryCall, NotLowered, lowering
 
 aten, prims = torch.ops.aten, torch.ops.prims
 
@@ -50,10 +50,17 @@ def prims_full(ctx: Context, like: Any, value: Number, **options: Any) -> Ref:
 
 # Memory that eager leaves uninitialised is zero here: a result that does not change between runs.
 @lowering(
-    *(aten.zeros, aten.zeros_like, aten.new_zeros, aten.empty, aten.empty_like, aten.new_empty, aten.empty_strided),
-    *(aten.new_empty_strided, aten.empty_permuted, prims.empty_strided, prims.empty_permuted),
+    *(aten.zeros, aten.zeros_like, aten.new_zeros, aten.empty, aten.empty_like, aten.new_empty),
+    *(aten.empty_permuted, prims.empty_permuted),
 )
 def zeros(ctx: Context, *args: Any, **options: Any) -> Ref:
+    return filled(ctx, 0)
+
+
+@lowering(aten.empty_strided, aten.new_empty_strided, prims.empty_strided)
+def empty_strided(ctx: Context, *args: Any, **options: Any) -> Ref:
+    if not is_dense(sizes(ctx.meta.shape), sizes(ctx.meta.stride())):
+        raise LibraryCall("memory with gaps or overlaps is allocated as it is asked for")
     return filled(ctx, 0)
 
 

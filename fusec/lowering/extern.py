@@ -10,6 +10,7 @@ input is called by its copying form; an op that writes an argument names the buf
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
 from fusec.errors import LoweringError
-from fusec.ir.types import ExternArg, Role, TensorView
+from fusec.ir.types import Extern, ExternArg, Role, TensorView
+from fusec.lowering.builder import FLOAT8, KERNEL_DTYPES
 from fusec.lowering.context import Context, op_hint, sizes
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import NotLowered
@@ -40,6 +42,13 @@ LIBRARY_NAMES = """
 """
 LIBRARY = frozenset(LIBRARY_NAMES.split())
 RANDOM = "random numbers from PyTorch's own generator"
+LIBRARY_CALL = "library call"
+
+
+def is_fallback(call: Extern) -> bool:
+    """True where a kernel was wanted: not for what a library does best, random numbers of eager's own stream, custom
+    ops, dtypes that no kernel holds (complex numbers), another device, nor for what only writes or checks arguments."""
+    return not call.reason.startswith((LIBRARY_CALL, RANDOM)) and any(call.outputs) and not call.mutates
 
 
 def lower_extern(ctx: Context, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str | None = None) -> Any:
@@ -49,21 +58,32 @@ def lower_extern(ctx: Context, args: tuple[Any, ...], kwargs: dict[str, Any], re
     inputs = pytree.tree_map_only(Ref, lambda x: _argument(ctx, x, x in mutated), (args, kwargs), is_leaf=_is_ref)
     outputs, value = _results(ctx, target, args)
     if reason is None:
-        reason = _reason(target, ctx.node.target)
+        reason = _reason(target, ctx.node.target, [*_dtypes(args, kwargs), *_result_dtypes(ctx.node.meta.get("val"))])
     mutates = tuple(dict.fromkeys(x.buffer for x in mutated))
     ctx.extern(target, _frozen(inputs[0]), {k: _frozen(v) for k, v in inputs[1].items()}, outputs, reason, mutates)
     return value
 
 
-def _reason(target: Any, original: Any) -> str:
+def _reason(target: Any, original: Any, dtypes: Sequence[torch.dtype]) -> str:
     if isinstance(target, OpOverload):
         if target.overloadpacket.__name__ in LIBRARY:
-            return "library call"
+            return LIBRARY_CALL
         if torch.Tag.nondeterministic_seeded in target.tags:
             return RANDOM
         if target.namespace not in ("aten", "prims"):
-            return "library call"  # an op that the user defined, or a collective: it is called as it is
+            return LIBRARY_CALL  # an op that the user defined, or a collective: it is called as it is
+    foreign = [d for d in dtypes if d not in KERNEL_DTYPES and d not in FLOAT8]
+    if foreign:
+        return f"{LIBRARY_CALL}: kernels do not compute {str(foreign[0]).removeprefix('torch.')}"
     return f"no lowering for {original}"
+
+
+def _dtypes(*values: Any) -> list[torch.dtype]:
+    return [v.dtype for v in pytree.tree_leaves(values, is_leaf=_is_ref) if isinstance(v, Ref)]
+
+
+def _result_dtypes(meta: Any) -> list[torch.dtype]:
+    return [v.dtype for v in pytree.tree_leaves(meta) if isinstance(v, torch.Tensor)]
 
 
 def copying_form(target: Any) -> Any:
@@ -133,4 +153,4 @@ def _frozen(value: Any) -> ExternArg:
     return value
 
 
-__all__ = ["LIBRARY", "NotLowered", "copying_form", "lower_extern"]
+__all__ = ["LIBRARY", "NotLowered", "copying_form", "is_fallback", "lower_extern"]

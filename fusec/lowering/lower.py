@@ -7,14 +7,14 @@
              nest n1 (p0<17): %0 = load add[p0]; %1 = const 0; %2 = maximum %0, %1; store relu[p0], %2
 
 One walk in graph order. A view op leaves no nest; an op that has no lowering, or whose lowering declines or
-fails, becomes a library call. Nothing an op does can stop the walk unless `config.strict` asks for it.
+fails, becomes a library call whose reason says so. Nothing an op does can stop the walk unless `config.strict` asks
+for it.
 """
 
 from __future__ import annotations
 
 import logging
 import operator
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -24,16 +24,16 @@ from torch import fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fusec.config import Config
-from fusec.errors import FallbackWarning, LoweringError
+from fusec.errors import LoweringError
 from fusec.ir.index import as_int
 from fusec.ir.types import Extern, Origin, Output, Program, Role, TensorView
 from fusec.lowering.bound import is_bound, lower_bound
 from fusec.lowering.builder import KERNEL_DTYPES
 from fusec.lowering.context import Context, sizes
-from fusec.lowering.extern import lower_extern
+from fusec.lowering.extern import LIBRARY_CALL, is_fallback, lower_extern
 from fusec.lowering.origin import describe, origin_of
 from fusec.lowering.ref import Ref
-from fusec.lowering.registry import NotLowered, find_lowering
+from fusec.lowering.registry import LibraryCall, NotLowered, find_lowering
 
 # torch.utils._python_dispatch: checked with torch 2.11.0 and 2.13.0.
 
@@ -152,14 +152,14 @@ class _Walk:
         except LoweringError as error:
             raise self._error(str(error)) from error
         except NotLowered as refusal:
-            reason = str(refusal)
+            reason = f"{LIBRARY_CALL}: {refusal}" if isinstance(refusal, LibraryCall) else str(refusal)
             log.info("library call: %s: %s (%s)", node.target, reason, describe(ctx.origin))
         except Exception as error:
-            reason = f"lowering failed: {type(error).__name__}: {error}"
-            message = f"{node.target}({_describe_args(args, kwargs)}) at {describe(ctx.origin)}: {reason}"
+            arguments = _describe_args(args, kwargs)
+            reason = f"lowering failed for ({arguments}): {type(error).__name__}: {error}"
+            log.info("library call: %s", node.target, exc_info=True)
             if ctx.config.strict:
-                raise LoweringError(message) from error
-            warnings.warn(f"{message}; it runs as a library call", FallbackWarning, stacklevel=2)
+                raise self._error(f"lowering failed: {type(error).__name__}: {error}", arguments) from error
         ctx.undo(*before)
         return self._extern(args, kwargs, reason)
 
@@ -170,10 +170,15 @@ class _Walk:
             raise self._error(str(error)) from error
 
     def _extern(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str | None) -> Any:
+        ctx = self.context
         try:
-            return lower_extern(self.context, args, kwargs, reason)
+            value = lower_extern(ctx, args, kwargs, reason)
         except (NotLowered, LoweringError) as error:
             raise self._error(str(error), _describe_args(args, kwargs)) from error
+        call = ctx.nodes[-1]
+        if ctx.config.strict and isinstance(call, Extern) and is_fallback(call):
+            raise self._error(f"it would run as a library call: {call.reason}", _describe_args(args, kwargs))
+        return value
 
     def _error(self, reason: str, arguments: str = "...") -> LoweringError:
         origin = self.context.origin

@@ -29,6 +29,10 @@ class NotLowered(Exception):
     """Raised by a lowering: this call stays a library call; the message is the reason, a sentence."""
 
 
+class LibraryCall(NotLowered):
+    """NotLowered, and no fallback: kernels are not meant for this dtype or device."""
+
+
 def lowering(*targets: OpOverload | OpOverloadPacket) -> Callable[[F], F]:
     """Register a function as the lowering of these ops. A packet stands for all of its overloads."""
 

@@ -17,7 +17,7 @@ from fusec.errors import LoweringError
 from fusec.ir.index import Expr, IndexLike, floordiv, linearize, mod
 from fusec.lowering.context import Context, sizes, static
 from fusec.lowering.ref import Ref, coordinates
-from fusec.lowering.registry import NotLowered, lowering
+from fusec.lowering.registry import LibraryCall, NotLowered, lowering
 
 aten, prims = torch.ops.aten, torch.ops.prims
 Coords = tuple[Expr, ...]
@@ -78,7 +78,7 @@ def unsqueezed(x: Ref, dim: int) -> Ref:
 @lowering(aten.alias, aten.alias_copy, aten.detach, aten.detach_copy, aten.lift_fresh_copy, aten.lift_fresh, aten.lift)
 def alias(ctx: Context, x: Ref) -> Ref:
     if x.device != ctx.device and x.ndim > 0:
-        raise NotLowered(f"a tensor on {x.device}, while the kernels run on {ctx.device}")
+        raise LibraryCall(f"a tensor on {x.device}, while the kernels run on {ctx.device}")
     return x
 
 

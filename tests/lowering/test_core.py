@@ -10,7 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fusec.capture.graph import CapturedGraph
 from fusec.config import Config
-from fusec.errors import FallbackWarning, LoweringError
+from fusec.errors import LoweringError
 from fusec.ir.evaluate import evaluate_program
 from fusec.ir.printer import format_nest
 from fusec.ir.types import LoopNest, Role, TensorView
@@ -150,7 +150,7 @@ def test_a_lowering_that_declines_leaves_a_library_call_with_its_reason(monkeypa
     assert [b.name for b in program.buffers] == ["x0", "tanh"]
 
 
-def test_a_lowering_that_fails_warns_with_op_arguments_and_line_or_raises_when_strict(monkeypatch):
+def test_a_lowering_that_fails_says_so_with_its_arguments_or_raises_with_op_and_line_when_strict(monkeypatch):
     def fail(ctx, x):
         raise KeyError("boom")
 
@@ -158,13 +158,21 @@ def test_a_lowering_that_fails_warns_with_op_arguments_and_line_or_raises_when_s
     graph = trace(torch.tanh, torch.ones(3))
     for node in graph.graph_module.graph.nodes:
         node.meta["stack_trace"] = 'File "model.py", line 7, in forward\n    y = tanh(x)'
-    with pytest.warns(
-        FallbackWarning, match=r"aten.tanh.default\(x0: float32\[3\]\) at model.py:7: y = tanh\(x\).*boom"
-    ):
-        program = lower(graph, Config())
+    program = lower(graph, Config())
     assert evaluate_program(program, [torch.ones(3)])[0].equal(torch.tanh(torch.ones(3)))
-    with pytest.raises(LoweringError, match="boom"):
+    (call,) = externs(program)
+    assert call.reason == "lowering failed for (x0: float32[3]): KeyError: 'boom'"
+    with pytest.raises(LoweringError, match=r"aten.tanh.default\(x0: float32\[3\]\) at model.py:7: .*boom"):
         lower(graph, STRICT)
+
+
+def test_an_op_that_is_only_not_covered_is_an_error_when_strict_and_one_left_to_a_library_is_not():
+    x = torch.ones(3, 3)
+    with pytest.raises(LoweringError, match=r"aten.frexp.*float32\[3, 3\].*would run as a library call: no lowering"):
+        lower(trace(lambda x: torch.frexp(x), x), STRICT)
+    (mm,) = externs(lower(trace(torch.mm, x, x), STRICT))
+    (angle,) = externs(lower(trace(torch.angle, x.to(torch.complex64)), STRICT))
+    assert mm.reason == "library call" and angle.reason == "library call: kernels do not compute complex64"
 
 
 # -- outputs --------------------------------------------------------------------------------------
