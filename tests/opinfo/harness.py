@@ -370,9 +370,12 @@ def _no_further(op: Any, arguments: Any, got: Any, want: Any) -> bool:
 
 
 def _closer(got: Tensor, want: Tensor, exact: Tensor) -> bool:
-    if exact.shape != want.shape or not torch.equal(got.isfinite(), want.isfinite()):
+    if exact.shape != want.shape or bool((~got.isfinite() & (want.isfinite() | exact.isfinite())).any()):
         return False
-    finite = want.isfinite() & exact.isfinite()
+    infinite = ~want.isfinite() & ~exact.isfinite()
+    if not torch.equal(got[infinite].nan_to_num(), want[infinite].nan_to_num()):
+        return False
+    finite = want.isfinite() & exact.isfinite()  # eager may overflow in float16 where float32 inside a kernel does not
     true = exact.double()[finite]
     if not true.numel():
         return True
