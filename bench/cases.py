@@ -32,16 +32,23 @@ BF16 = torch.bfloat16
 
 @dataclass(frozen=True)
 class Work:
-    """yardstick: the same by a hand-written kernel, or None."""
+    """yardstick: the same by a hand-written kernel, or None. parameters: of fn, beside its arguments."""
 
     fn: Callable[..., Any]
     args: tuple[Any, ...]
     yardstick: Callable[..., Any] | None = None
+    parameters: tuple[Tensor, ...] = ()
+
+
+def infer(work: Work, fn: Callable[..., Any]) -> Any:
+    """One call of `fn`, which is work.fn or a compiled form of it; no gradient is wanted."""
+    with torch.no_grad():
+        return fn(*work.args)
 
 
 @dataclass(frozen=True)
 class Case:
-    """gpu: timed by bench.gpu. text: what is computed, for tables."""
+    """gpu: timed by bench.gpu. text: what is computed, for tables. run: one step of a work, by any form of its fn."""
 
     name: str
     text: str
@@ -49,6 +56,7 @@ class Case:
     full: Sizes
     small: Sizes
     gpu: bool = True
+    run: Callable[[Work, Callable[..., Any]], Any] = infer
 
     def build(self, device: str, small: bool = False) -> Work:
         with torch.device(device):
@@ -163,10 +171,11 @@ def _cross_entropy(rows: int, columns: int) -> Work:
     return Work(cross_entropy, (normal(rows, columns), torch.randint(0, columns, (rows,))))
 
 
-def _masked_softmax(batch: int, heads: int, tokens: int) -> Work:
-    def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-        return torch.softmax((scores * 0.125).masked_fill(mask, float("-inf")).float(), -1).to(scores.dtype)
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    return torch.softmax((scores * 0.125).masked_fill(mask, float("-inf")).float(), -1).to(scores.dtype)
 
+
+def _masked_softmax(batch: int, heads: int, tokens: int) -> Work:
     mask = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
     return Work(masked_softmax, (normal(batch, heads, tokens, tokens), mask))
 

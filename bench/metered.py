@@ -1,10 +1,11 @@
-"""Launches and bytes of the inference cases, for fusec and for the peer: a table any machine can make.
+"""Launches and bytes of inference and training cases, for fusec and for the peer: a table any machine can make.
 
     python3 -m bench.metered [--cases rms llama_infer] [--out bench/results]
 
 kernels, calls   launches of one step: generated kernels, and library calls
 bytes / minimum  unique bytes of every launch, summed (each with a perfect cache), over the step's inputs read once and
-                 its outputs written once; library calls count their operands
+                 its outputs written once; library calls count their operands; what a training step saves between its
+                 forward and its backward graph is no input and no output
 avoidable        what kernels hand to each other through memory, and repeated reads of one buffer by several launches,
                  over what kernels must read from and leave for the outside given the same library calls; 0 is perfect
 requested        bytes asked for inside launches over unique ones: above 1 are second passes and broadcast reads
@@ -22,11 +23,13 @@ from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 
-from bench.cases import CASES
+from bench.cases import CASES, Case
 from bench.peer import PEER, SOURCE, Peer
-from bench.schedules import schedules
+from bench.schedules import capture, scheduled
 from bench.schema import Result, Row
 from bench.table import Cell, markdown, table
+from bench.training import TRAINING
+from fusec.capture.graph import CapturedGraph
 from fusec.inspect.eager import extern_bytes
 from fusec.ir.analysis import instr_axes, varying
 from fusec.ir.index import as_int
@@ -35,6 +38,8 @@ from fusec.ir.types import Buffer, Extern, TensorView
 from fusec.schedule.traffic import traffic
 
 RESULTS = Path(__file__).resolve().parent / "results"
+EVERY = {**CASES, **TRAINING}
+TANGENT = "grad_"  # names of the gradients that enter a backward graph
 SLACK = 0.005  # the peer's figures are rounded to two decimals
 
 
@@ -144,12 +149,36 @@ def total(counts: Sequence[Counts]) -> Counts:
     return Counts(**{name: sum(f[name] for f in fields) for name in fields[0]})
 
 
+def step(case: Case) -> Counts:
+    """One step of a case: its graphs added up."""
+    graphs = capture(case.build, case.run)
+    found = [(graph, scheduled(graph)) for graph in graphs]
+    return replace(total([count(schedule) for _, schedule in found]), minimum=least(found))
+
+
+def least(graphs: Sequence[tuple[CapturedGraph, Schedule]]) -> int:
+    """Bytes of a step's inputs read once and its outputs written once; saved values are neither."""
+    saved = sum(not name.startswith(TANGENT) for g, _ in graphs if g.kind == "backward" for name in g.names)
+    found = 0
+    for graph, schedule in graphs:
+        buffers = schedule.table
+        inputs = {b: name for b, name in zip(schedule.inputs, graph.names, strict=True) if b is not None}
+        last = len(schedule.outputs) - (saved if graph.kind == "forward" else 0)
+        returned = {o.buffer for o in schedule.outputs[:last] if isinstance(o, TensorView)} - inputs.keys()
+        used = {b for s in schedule.steps for b in s.reads} | {
+            o.buffer for o in schedule.outputs[last:] if isinstance(o, TensorView)
+        }
+        read = {b for b, name in inputs.items() if b in used and (graph.kind != "backward" or name.startswith(TANGENT))}
+        found += sum(size(buffers[b]) for b in read | returned)
+    return found
+
+
 def meter(name: str) -> Row:
     """fusec's row of one case; a note in place of figures when it could not be scheduled."""
-    case = CASES[name]
+    case = EVERY[name]
     row = Row(name, "fusec", case.sizes)
     try:
-        counts = total([count(s) for s in schedules(case.build)])
+        counts = step(case)
     except Exception as error:  # one case must not take the others' figures with it
         return replace(row, note=f"{type(error).__name__}: {error}".splitlines()[0][:160])
     return replace(row, bytes=counts.minimum, counts=asdict(counts.as_peer()))
@@ -215,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = Result.new("metered", "python3 -m bench.metered")
     for name in options.cases:
         print(f"metering {name}", file=sys.stderr, flush=True)
-        peer = Row(name, "torch.compile", CASES[name].sizes, counts=asdict(PEER[name]), note=SOURCE)
+        peer = Row(name, "torch.compile", EVERY[name].sizes, counts=asdict(PEER[name]), note=SOURCE)
         result = result.with_rows([peer, meter(name)])
     result = replace(result, complete=set(options.cases) == set(PEER))
     print(table(HEADERS, cells(result.rows)))

@@ -25,8 +25,7 @@ def _ready(build: Callable[[], torch.nn.Module]) -> torch.nn.Module:
         torch.set_default_dtype(before)
 
 
-def llama(hidden: int, heads: int, kv_heads: int, intermediate: int, vocabulary: int) -> Model:
-    """Logits of a Llama."""
+def _llama(hidden: int, heads: int, kv_heads: int, intermediate: int, vocabulary: int) -> torch.nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -38,13 +37,29 @@ def llama(hidden: int, heads: int, kv_heads: int, intermediate: int, vocabulary:
         num_hidden_layers=LAYERS,
         use_cache=False,
     )
-    model = _ready(lambda: LlamaForCausalLM(config))
+    return _ready(lambda: LlamaForCausalLM(config))
+
+
+def llama(hidden: int, heads: int, kv_heads: int, intermediate: int, vocabulary: int) -> Model:
+    """Logits of a Llama."""
+    model = _llama(hidden, heads, kv_heads, intermediate, vocabulary)
 
     def llama_logits(ids: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = model(ids, use_cache=False).logits
         return logits
 
     return llama_logits
+
+
+def llama_loss(**sizes: int) -> tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], tuple[torch.Tensor, ...]]:
+    """The loss of a Llama, of token ids and the ids that follow them, and the parameters it depends on."""
+    model = _llama(**sizes).requires_grad_(True)
+
+    def loss(ids: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = model(ids, use_cache=False).logits
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), following.flatten())
+
+    return loss, tuple(model.parameters())
 
 
 def bert(hidden: int, heads: int, vocabulary: int) -> Model:

@@ -15,7 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
-from bench.cases import Work
+from bench.cases import Work, infer
 from fusec.capture.dynamo import backend
 from fusec.capture.graph import CapturedGraph
 from fusec.config import Config
@@ -24,8 +24,10 @@ from fusec.lowering import lower
 from fusec.schedule import schedule, simplify
 
 
-def capture(build: Callable[[str], Work]) -> list[CapturedGraph]:
-    """The graphs of a work on fake inputs; a graph break is an error."""
+def capture(
+    build: Callable[[str], Work], run: Callable[[Work, Callable[..., Any]], Any] = infer
+) -> list[CapturedGraph]:
+    """The graphs of a work on fake inputs; a graph break is an error. run: how to use the compiled function."""
     graphs: list[CapturedGraph] = []
 
     def keep(graph: CapturedGraph) -> Callable[..., Any]:
@@ -36,14 +38,19 @@ def capture(build: Callable[[str], Work]) -> list[CapturedGraph]:
         return backend(gm, inputs, compile_graph=keep, name="case")
 
     torch.compiler.reset()
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    with FakeTensorMode(allow_non_fake_inputs=True):
         work = build("cpu")
-        torch.compile(work.fn, backend=keeping_backend, fullgraph=True, dynamic=False)(*work.args)
+        run(work, torch.compile(work.fn, backend=keeping_backend, fullgraph=True, dynamic=False))
     torch.compiler.reset()
     return graphs
 
 
-def schedules(build: Callable[[str], Work], target: str = "sm_90") -> list[Schedule]:
-    """Capture, lower, simplify and schedule, with the passes and the order of fusec.pipeline."""
+def scheduled(graph: CapturedGraph, target: str = "sm_90") -> Schedule:
+    """Lower, simplify and schedule, with the passes and the order of fusec.pipeline."""
     config = Config(target=target)
-    return [schedule(simplify(lower(g, config, g.name), config), config) for g in capture(build)]
+    return schedule(simplify(lower(graph, config, graph.name), config), config)
+
+
+def schedules(build: Callable[[str], Work], target: str = "sm_90") -> list[Schedule]:
+    """The schedule of each graph of one call."""
+    return [scheduled(graph, target) for graph in capture(build)]

@@ -62,7 +62,7 @@ _BACKWARD = """
     elu_backward gelu_backward glu_backward hardsigmoid_backward hardswish_backward hardtanh_backward
     huber_loss_backward leaky_relu_backward log_sigmoid_backward _log_softmax_backward_data logit_backward
     mish_backward mse_loss_backward native_batch_norm_backward native_dropout_backward native_group_norm_backward
-    native_layer_norm_backward _fused_rms_norm_backward nll_loss_backward nll_loss2d_backward _prelu_kernel_backward
+    native_layer_norm_backward _fused_rms_norm_backward _prelu_kernel_backward
     sigmoid_backward silu_backward silu_backward.grad_input smooth_l1_loss_backward soft_margin_loss_backward
     _softmax_backward_data softplus_backward tanh_backward threshold_backward binary_cross_entropy_backward
     cudnn_batch_norm_backward
@@ -123,6 +123,28 @@ def _native_group_norm(
     return (y, mean, rstd) if kept is None else (y, mean.to(kept), rstd.to(kept))
 
 
+def _nll_loss_backward(
+    grad: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int, total: Tensor
+) -> Tensor:
+    """-grad (over the total weight for a mean) at each row's target, zero elsewhere; x: [classes] or [n, classes, ...].
+
+    In this form the sum over classes is one entry, and no row of zeros is ever made.
+    """
+    classes = 0 if x.dim() < 2 else 1
+    if reduction == 1:
+        grad = grad / total
+    if weight is not None:
+        entries = weight.index_select(0, target.clamp(0, x.shape[classes] - 1).reshape(-1))
+        grad = grad * entries.reshape(target.shape)
+    elif target.dim() != grad.dim():
+        grad = grad.expand(target.shape)
+    wanted = torch.where(target != ignore_index, target, -1).unsqueeze(classes)
+    shape = [1] * x.dim()
+    shape[classes] = -1
+    position = torch.arange(x.shape[classes], device=x.device).reshape(shape)
+    return torch.where(position == wanted, -grad.unsqueeze(classes), 0).to(x.dtype)
+
+
 def _convert_element_type(x: Tensor, dtype: torch.dtype) -> Tensor:
     return aten._to_copy.default(x, dtype=dtype)  # type: ignore[no-any-return]
 
@@ -153,6 +175,8 @@ def _own() -> dict[Any, Decomposition]:
     return {
         aten.native_layer_norm.default: _native_layer_norm,
         aten.native_group_norm.default: _native_group_norm,
+        aten.nll_loss_backward.default: _nll_loss_backward,
+        aten.nll_loss2d_backward.default: _nll_loss_backward,
         # torch's own rewrites speak prims; lowering speaks aten.
         prims.convert_element_type.default: _convert_element_type,
         **({prims.fma.default: _fma} if hasattr(prims, "fma") else {}),  # since torch 2.12

@@ -17,6 +17,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,6 @@ from torch._dynamo.exc import (
     TorchRuntimeError,
 )
 from torch._dynamo.utils import counters
-from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._guards import CompileContext, TracingContext
 from torch.fx import Graph, GraphModule, Node
 
@@ -37,11 +37,12 @@ from fusec.capture.aliases import GuardedAliases
 from fusec.capture.decompositions import decomposition_table
 from fusec.capture.graph import CapturedGraph, is_symbolic, readable_name, trim_stack
 from fusec.capture.inplace import write_in_place
+from fusec.capture.joint import partition
 from fusec.capture.random import draw_in_kernels
 from fusec.capture.specialize import signature, specialize
 from fusec.capture.subgraphs import compile_subgraphs, inline_subgraphs
 
-# torch._dynamo, torch._functorch, torch._guards: checked with torch 2.11.0 and 2.13.0.
+# torch._dynamo, torch._guards: checked with torch 2.11.0 and 2.13.0.
 
 __all__ = [
     "CAPTURE_ERRORS",
@@ -125,7 +126,7 @@ def backend(
         bw_compiler=compiler("backward"),
         inference_compiler=compiler("inference"),
         decompositions=decomposition_table(random),
-        partition_fn=_partition_drawing_in_kernels if random == "philox" else min_cut_rematerialization_partition,
+        partition_fn=partial(partition, draw=random == "philox"),
         keep_inference_input_mutations=True,  # copy_ in the graph, for `write_in_place`
     )
     compiled: Compiled = compile_function(gm, list(example_inputs))
@@ -144,11 +145,6 @@ def _writes_inputs() -> bool:
     context = TracingContext.try_get()
     known = context.fw_metadata if context is not None else None
     return known is not None and any(i.mutates_data for i in known.input_info)
-
-
-def _partition_drawing_in_kernels(joint: GraphModule, inputs: Any, **options: Any) -> Any:
-    """Forward and backward; what is random becomes a function of saved seeds first, so that both compute it."""
-    return min_cut_rematerialization_partition(draw_in_kernels(joint), inputs, **options)
 
 
 def _normalize(graph_module: GraphModule) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from fusec.codegen.names import Names
 from fusec.ir.index import Expr, IndexLike, as_expr, as_int, axis_symbol, bounds, delinearize
-from fusec.ir.kernels import DimKind, KernelPlan, Tile, TileDim
+from fusec.ir.kernels import DimKind, KernelPlan, Strategy, Tile, TileDim
 from fusec.ir.types import Axis
 
 # The interpreter's cost is per program and op, not per point: few large programs.
@@ -139,8 +139,13 @@ def _interpreter_block(plan: KernelPlan, dim: TileDim, extent: int | None, budge
 
 
 def _program_axes(plan: KernelPlan, live: list[TileDim]) -> dict[str, int]:
-    """Grid axis of each grid dimension. Grid axes past the first hold 65535 programs: the longest is first."""
+    """Grid axis of each grid dimension. Grid axes past the first hold 65535 programs: the longest is first.
+
+    Programs that run one after the other walk along the first: along the row where the tile is a piece of one.
+    """
     grid = [d for d in live if d.kind is DimKind.GRID]
+    if plan.strategy is Strategy.ROW_TILE:
+        grid.reverse()
     programs = {d.name: -(-(as_int(plan.extent(d)) or 0) // plan.tile.block(d.name)) for d in grid}
     if any(programs[d.name] > 65535 for d in grid[1:]):
         grid.sort(key=lambda d: -programs[d.name])

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 class Strategy(Enum):
     FLAT = "flat"  # one grid dimension over all points
     TILE_2D = "2-D tile"  # two grid dimensions; memory orders differ between accesses
+    ROW_TILE = "row tile"  # two grid dimensions; what belongs to a row is computed once, not at every point
     PERSISTENT_ROW = "persistent row"  # the reduced extent is one tile held in registers
     LOOPED_ROW = "looped row"  # the reduced extent is a loop; one phase per pass over it
     ROW_AND_COLUMN = "row and column"  # rows walked in a loop and reduced, columns summed along it

@@ -24,7 +24,7 @@ from functools import lru_cache
 import torch
 
 from fusec.ir.analysis import attr_key, eliminate_dead, instr_key, map_exprs, rename
-from fusec.ir.index import Expr, IndexLike, Sym, as_expr, bounds, symbols_of
+from fusec.ir.index import Expr, IndexLike, Sym, as_expr, axis_symbol, bounds, symbols_of
 from fusec.ir.modes import real_tensors
 from fusec.ir.ops import OPS, Evaluate, OpKind
 from fusec.ir.types import Attr, Axis, Instr
@@ -203,6 +203,17 @@ class Body:
             return expr
         value = self.literal(name)
         return None if value is None else as_expr(int(value))
+
+    def varies(self, names: Sequence[str], axis: str) -> bool:
+        """True when one of the values depends on an axis."""
+        stack, seen = list(names), set(names)
+        while stack:
+            instr = self.defs[stack.pop()]
+            if any(s.name == axis for e in instr.index_exprs for s in symbols_of(e)):
+                return True
+            stack += [a for a in instr.value_operands if a not in seen]
+            seen.update(instr.value_operands)
+        return False
 
     def emit(self, instr: Instr) -> str:
         """The name of a value equal to what `instr` computes; new lines only where nothing known is equal."""
@@ -462,6 +473,32 @@ def _reduction(body: Body, instr: Instr) -> str | Instr | None:
     return instr.args[-1]
 
 
+def _one_hot_sum(body: Body, instr: Instr) -> Instr | None:
+    """sum of where(r0 == t, a, 0) over r0 < n  ->  where(0 <= t and t < n, a + 0, 0), with t and a the same for all r0
+
+    The gradient of a negative log-likelihood has one entry a row; its sum, which log_softmax needs, is that entry.
+    """
+    chosen = body.defs[instr.args[0]]
+    if chosen.op != "where" or len(instr.reduced_axes) != 1 or body.literal(chosen.args[2]) != 0:
+        return None
+    (axis,) = instr.reduced_axes
+    condition, entry, zero = chosen.args
+    sides = body.defs[condition].args if body.defs[condition].op == "eq" else ()
+    here = axis_symbol(axis, body.extents[axis])
+    target = next((b for a, b in (sides, sides[::-1]) if body.index(a) == here), None) if sides else None
+    if target is None or body.varies((target, entry), axis):
+        return None
+
+    def line(op: str, args: tuple[str, ...], dtype: torch.dtype, **attrs: Attr) -> str:
+        return body.emit(Instr(body.fresh(), op, args, dtype, None, tuple(attrs.items()), instr.origin))
+
+    low = line("const", (), torch.int64, value=0)
+    size = line("index", (), torch.int64, expr=as_expr(body.extents[axis]))
+    inside = line("and", (line("ge", (target, low), torch.bool), line("lt", (target, size), torch.bool)), torch.bool)
+    found = line("add", (entry, zero), instr.dtype)  # sums start at 0.0: -0.0 becomes 0.0
+    return replace(instr, op="where", args=(inside, found, zero), attrs=())
+
+
 Function = Callable[[Body, Instr], str | Instr | None]
 _FUNCTIONS: dict[str, tuple[Function, ...]] = {
     "cast": (_cast,),
@@ -472,6 +509,7 @@ _FUNCTIONS: dict[str, tuple[Function, ...]] = {
     "where": (_where,),
     **dict.fromkeys(("add", "sub", "mul", "floordiv", "mod"), (_index_arithmetic,)),
     **{op: (_reduction,) for op, info in OPS.items() if info.kind in (OpKind.REDUCTION, OpKind.SCAN)},
+    "sum": (_reduction, _one_hot_sum),
 }
 
 

@@ -28,6 +28,7 @@ from fusec.schedule.cost import DeviceModel, device_model, estimate
 from fusec.schedule.merge import join, without_stores
 from fusec.schedule.once import Once
 from fusec.schedule.ranges import Range, mask_ranges
+from fusec.schedule.simplify import simplify_nest
 from fusec.schedule.traffic import traffic
 
 
@@ -100,7 +101,8 @@ def _inlining(
     reason = _refusal(producer, consumers, buffer, table, device)
     if reason is not None:
         return _Inlining(reason)
-    return _Inlining(None, tuple(_inlined(producer, store, coordinates, c, buffer, precision) for c in consumers))
+    inlined = (_inlined(producer, store, coordinates, c, buffer, precision) for c in consumers)
+    return _Inlining(None, tuple(simplify_nest(nest) for nest in inlined))
 
 
 def _escaping(program: Program) -> frozenset[str]:

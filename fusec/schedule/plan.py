@@ -3,8 +3,9 @@
     group (p0<64, r0<4096), reduces r0, 3 live values
     ->  dims x=(x0) grid, r=(r0) whole;  persistent row;  XBLOCK=1 RBLOCK=4096, 8 warps
 
-No reduction: flat, or a 2-D tile when two heavy accesses are contiguous along different axes. With one, or a scan: a
-row is held in registers when they suffice, else looped, one phase a pass.
+No reduction: flat; a 2-D tile when two heavy accesses are contiguous along different axes; a row tile when much of the
+work is the same for a whole row. With one, or a scan: a row is held in registers when they suffice, else looped, one
+phase a pass.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from fusec.ir.analysis import renumber
+from fusec.ir.analysis import instr_axes, renumber, varying
 from fusec.ir.index import as_int
 from fusec.ir.kernels import DimKind, KernelPlan, Strategy, Tile, TileDim
+from fusec.ir.ops import OPS
 from fusec.ir.types import Axis, Buffer, Instr, LoopNest
 from fusec.schedule.algebra import simplify_body
 from fusec.schedule.axes import merge_axes, rewrite_axes
@@ -29,16 +31,25 @@ from fusec.schedule.split import is_workspace
 from fusec.schedule.strides import axis_order, unit_axis_of, weighted_accesses
 
 MIN_TILE_EXTENT = 8  # a shorter contiguous run gains nothing from a second tile dimension
+MIN_ROW_TILE_POINTS = 1 << 22  # a kernel with fewer points takes a few microseconds either way
+MIN_ROW_WORK = 6  # instructions a row shares: below, two grid dimensions gain nothing
+MIN_ROWS = 64
+ROW_ALIGNMENT = 16  # elements: every row starts where a 16-byte access may
+SOME_IDLE, MAX_IDLE = 1.05, 1.15  # lanes over points
 HEAVY = 0.2  # share of the heaviest access above which an access deserves coalescing
 SPARE_REGISTERS = 40  # addresses, masks, loop counters
 
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """A nest with its axes in tile order, and which axes form each tile dimension."""
+    """A nest with its axes in tile order, and which axes form each tile dimension.
+
+    rows: the first of two grid dimensions numbers rows.
+    """
 
     nest: LoopNest
     dims: tuple[tuple[str, tuple[str, ...]], ...]
+    rows: bool = False
 
 
 def plan_group(
@@ -86,12 +97,46 @@ def _pointwise_shape(nest: LoopNest, table: Mapping[str, Buffer]) -> _Shape:
     units = _heavy_unit_axes(nest, table)
     wide = [u for u in units if extents[u] >= MIN_TILE_EXTENT]
     if len(wide) < 2:
-        return _Shape(replace(nest, axes=tuple(axes)), (("x", tuple(a.name for a in axes)),))
+        names = tuple(a.name for a in axes)
+        rows = _row_axes(nest, axes)
+        dims = (("y", names[:rows]), ("x", names[rows:])) if rows else (("x", names),)
+        return _Shape(replace(nest, axes=tuple(axes)), dims, rows > 0)
     first, second = wide[0], wide[1]
     others = [a for a in axes if a.name not in (first, second)]
     by_name = {a.name: a for a in axes}
     ordered = (*others, by_name[second], by_name[first])
     return _Shape(replace(nest, axes=ordered), (("y", tuple(a.name for a in ordered[:-1])), ("x", (first,))))
+
+
+def _row_axes(nest: LoopNest, axes: Sequence[Axis]) -> int:
+    """How many of the outer axes number rows, where work that is the same for a whole row is worth doing once; else 0.
+
+    y[3136*p0 + p1] = (x[3136*p0 + p1] - mean[p0]) * rsqrt(var[p0] + eps)   ->   1: p0 numbers rows of 3136 points
+    """
+    extents = [as_int(a.extent) or 0 for a in axes]
+    if prod(extents) < MIN_ROW_TILE_POINTS:
+        return 0
+    values = varying(nest.body, nest.axes)
+    work = [(instr_axes(i, values), OPS[i.op].cost + 2 * (i.op == "load")) for i in nest.body if i.out is not None]
+    best, saved = 0, MIN_ROW_WORK
+    for rows in range(1, len(axes)):
+        length = prod(extents[rows:])
+        if length % ROW_ALIGNMENT or _row_block(length) is None:
+            continue
+        outer = {a.name for a in axes[:rows]}
+        same = sum(cost for used, cost in work if used and used <= outer)
+        if same >= saved and prod(extents[:rows]) >= MIN_ROWS:
+            best, saved = rows, same
+    return best
+
+
+def _row_block(length: int) -> int | None:
+    """Points of a row a program takes: the first block that leaves few lanes idle; None when all leave many."""
+    for idle in (SOME_IDLE, MAX_IDLE):
+        for block in (1024, 2048, 512, 256):
+            if block <= next_power_of_2(length) and -(-length // block) * block <= idle * length:
+                return block
+    return None
 
 
 def _heavy_unit_axes(nest: LoopNest, table: Mapping[str, Buffer]) -> list[str]:
@@ -113,15 +158,15 @@ def _merged(shape: _Shape) -> _Shape:
         return shape
     nest = merge_axes(shape.nest, lambda a, b: owner[a.name] == owner[b.name])
     left = {a.name for a in nest.axes}
-    return _Shape(nest, tuple((dim, tuple(n for n in names if n in left)) for dim, names in shape.dims))
+    dims = tuple((dim, tuple(n for n in names if n in left)) for dim, names in shape.dims)
+    return replace(shape, nest=nest, dims=dims)
 
 
 def _renamed(shape: _Shape) -> _Shape:
     """Axes named after their dimension (x0, x1, r0): equal kernels get equal text."""
     names = {axis: f"{dim}{i}" for dim, axes in shape.dims for i, axis in enumerate(axes)}
-    return _Shape(
-        _rename_axes(shape.nest, names), tuple((dim, tuple(names[a] for a in axes)) for dim, axes in shape.dims)
-    )
+    dims = tuple((dim, tuple(names[a] for a in axes)) for dim, axes in shape.dims)
+    return replace(shape, nest=_rename_axes(shape.nest, names), dims=dims)
 
 
 def _rename_axes(nest: LoopNest, names: Mapping[str, str]) -> LoopNest:
@@ -191,6 +236,8 @@ def _strategy(
     extents = {"x": 1} | {d: prod(as_int(a.extent) or 0 for a in nest.axes if a.name in axes) for d, axes in shape.dims}
     live = max(max_live(nest.body, nest.axes), 1)
     if not reduced:
+        if shape.rows:
+            return Strategy.ROW_TILE, _row_tile(extents, live), ""
         if len(shape.dims) == 2:
             return Strategy.TILE_2D, _tile_2d(extents, live), ""
         return Strategy.FLAT, _flat(extents["x"], nest, table, live, device), ""
@@ -231,6 +278,15 @@ def _tile_2d(extents: Mapping[str, int], live: int) -> list[Tile]:
     if side == 64:
         tiles.append(Tile((("y", min(y, 32)), ("x", min(x, 32))), 4))
     return tiles
+
+
+def _row_tile(extents: Mapping[str, int], live: int) -> list[Tile]:
+    """About a thousand points a program: of one row, or of a few short ones."""
+    x = _row_block(extents["x"])
+    assert x is not None, "only rows that blocks cover well are tiled"
+    y = max(1024 // x, 1)
+    warps = 8 if live > 12 or x > 1024 else 4
+    return [Tile((("y", y), ("x", x)), warps), Tile((("y", 2 * y), ("x", x)), 8)]
 
 
 def _row_tiles(extents: Mapping[str, int], live: int, device: DeviceModel) -> tuple[list[Tile], bool]:

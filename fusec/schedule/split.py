@@ -35,6 +35,7 @@ from fusec.schedule.strides import unit_axis
 
 MIN_POINTS = 1 << 15  # a reduction below this many points is over before a second launch would start
 PROGRAMS_PER_MULTIPROCESSOR = 4
+WALKERS_PER_MULTIPROCESSOR = 2  # programs that walk along rows: each keeps a tile of 4096 points, 16 KB, in flight
 MIN_ROWS = 8  # rows a row-and-column program walks along at least
 WORKSPACE = "partial"  # the hint of a buffer of partial results
 MIN_SLICE = 1024  # points of one slice, so that a program has something to do
@@ -87,11 +88,11 @@ def split_reductions(
 
 
 def _reading_together(groups: Sequence[Group]) -> Iterator[tuple[Group, Group]]:
-    """Pairs of groups that reduce and read a common buffer; by buffer, because few of all pairs do."""
+    """Pairs of groups that reduce and read a common buffer, or one what the other writes; few of all pairs do."""
     readers: dict[str, list[int]] = {}
     reducing = {i: g for i, g in enumerate(groups) if reduced_axes(g.nest.body)}
     for i, group in reducing.items():
-        for name in group.nest.reads:
+        for name in (*group.nest.reads, *group.nest.writes):
             readers.setdefault(name, []).append(i)
     pairs = {pair for same in readers.values() if len(same) <= MANY_READERS for pair in permutations(same, 2)}
     for i, j in sorted(pairs):
@@ -119,7 +120,7 @@ def slices_beside(rows: LoopNest, columns: LoopNest, table: Mapping[str, Buffer]
         return 1
     if rows.scans or columns.scans:
         return 1
-    shared = set(rows.reads) & set(columns.reads)
+    shared = {*rows.reads, *rows.writes} & set(columns.reads)
     if 2 * sum(table[n].nbytes for n in shared) < sum(table[n].nbytes for n in columns.reads):
         return 1
     sizes = [
@@ -129,7 +130,7 @@ def slices_beside(rows: LoopNest, columns: LoopNest, table: Mapping[str, Buffer]
     ]
     if sizes[0] != sizes[3] or sizes[1] != sizes[2] or sizes[1] > WHOLE_LIMIT:
         return 1
-    slices = min(device.multiprocessors * PROGRAMS_PER_MULTIPROCESSOR, sizes[0] // MIN_ROWS)
+    slices = min(device.multiprocessors * WALKERS_PER_MULTIPROCESSOR, sizes[0] // MIN_ROWS)
     return 1 << (slices.bit_length() - 1) if slices > 1 else 1
 
 

@@ -16,6 +16,7 @@ from bench.metered import Counts, above, count, total
 from bench.peer import PEER
 from bench.schedules import schedules
 from bench.schema import Result, Row
+from bench.training import TRAINING
 from fusec.ir.kernels import Schedule
 from fusec.runtime.meter import meter
 
@@ -99,7 +100,10 @@ def test_the_committed_table_has_every_case(committed: dict[str, Row]) -> None:
 
 
 # What is still above the peer, and what it would take. A case that gets better must leave this list.
-STILL_ABOVE: dict[str, str] = {}
+STILL_ABOVE: dict[str, str] = {
+    # two column sums by 256 programs, 2 % of the bytes: the peer leaves them to library calls
+    "ln_train": "avoidable",
+}
 
 
 def test_the_committed_table_is_nowhere_else_above_the_peer(committed: dict[str, Row]) -> None:
@@ -110,3 +114,25 @@ def test_the_committed_table_is_nowhere_else_above_the_peer(committed: dict[str,
 def test_the_committed_table_is_what_the_code_does_now(name: str, committed: dict[str, Row]) -> None:
     now = metered.meter(name)
     assert now.counts == committed[name].counts, f"run python3 -m bench.metered: {json.dumps(now.counts)}"
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_training_step_is_that_of_eager(name: str) -> None:
+    case = TRAINING[name]
+    torch.manual_seed(0)
+    work = case.build("cpu", small=True)
+    same = {"precision": "eager", "options": {"random": "eager"}}
+    torch.manual_seed(1)
+    want = case.run(work, work.fn)
+    torch.manual_seed(1)
+    got = case.run(work, fusec.compile(work.fn, **same))  # type: ignore[call-overload]
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype is b.dtype
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+    fusec.reset()
+
+
+def test_what_a_step_saves_is_neither_input_nor_output() -> None:
+    """silu(g) * u: g, u and the incoming gradient are read, the result and two gradients written."""
+    case = TRAINING["swiglu_train"]
+    assert metered.step(case).minimum == 6 * 8192 * 11008 * 2

@@ -365,3 +365,38 @@ def test_constants_fold_while_torch_traces_with_fake_tensors() -> None:
     with FakeTensorMode():
         left = simplify_body(program.nodes[0].body, program.nodes[0].axes)
     assert [i.attr("value") for i in left] == [-3, None]
+
+
+ONE_HOT = """
+    %0:i64 = index r0
+    %1:i64 = load t[p0]
+    %2:bool = eq %0, %1
+    %3:f32 = load x[{entry}]
+    %4:f32 = const {zero}
+    %5:f32 = where %2, %3, %4
+    %6:f32 = sum %5 over r0
+    store y[p0], %6"""
+
+
+def one_hot(entry: str = "p0", zero: str = "0.0") -> Program:
+    return parse_program(
+        "program f (x, t)\nin x: f32[24] (1) cpu\nin t: i64[4] (1) cpu\nout y: f32[4] (1) cpu\n"
+        f"nest n0 (p0<4, r0<6):{ONE_HOT.format(entry=entry, zero=zero)}\nreturn y"
+    )
+
+
+@pytest.mark.parametrize("value", [1.5, -0.0, float("inf"), float("nan")])
+def test_the_sum_of_one_entry_a_row_is_the_entry(value: float) -> None:
+    before = one_hot()
+    nest = simplify_nest(before.nodes[0])
+    assert [a.name for a in nest.axes] == ["p0"] and not nest.reductions
+    after = Program(before.name, before.buffers, (nest,), before.inputs, before.outputs)
+    inputs = [torch.full((24,), value), torch.tensor([0, 5, 6, -1])]
+    (want,), (got,) = (evaluate_program(p, inputs) for p in (before, after))
+    torch.testing.assert_close(got, want, equal_nan=True, rtol=0, atol=0)
+    assert torch.equal(got.signbit(), want.signbit())
+
+
+@pytest.mark.parametrize(("entry", "zero"), [("6*p0 + r0", "0.0"), ("p0", "1.0")])
+def test_a_sum_of_more_than_one_entry_stays(entry: str, zero: str) -> None:
+    assert simplify_nest(one_hot(entry, zero).nodes[0]).reductions

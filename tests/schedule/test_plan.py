@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusec.ir.kernels import DimKind, KernelPlan, Strategy
+from fusec.schedule import plan
 from fusec.schedule.plan import next_power_of_2, registers_needed
 from tests.schedule.nests import kernels, scheduled
 
@@ -62,3 +63,44 @@ def test_next_power_of_2(value: int) -> None:
 def test_registers_fall_with_warps_and_rise_with_values(points: int, warps: int, live: int) -> None:
     assert registers_needed(points, 2 * warps, live) <= registers_needed(points, warps, live)
     assert registers_needed(points, warps, live) < registers_needed(points, warps, live + 1)
+
+
+def normalise(x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    scale = w * torch.rsqrt(var + 1e-5)
+    return torch.relu((x - mean[:, None]) * scale[:, None] + b[:, None])
+
+
+def channels(rows: int) -> list[torch.Tensor]:
+    return [torch.randn(rows).abs() for _ in range(4)]
+
+
+def test_what_belongs_to_a_row_is_computed_once_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "MIN_ROW_TILE_POINTS", 1 << 10)
+    kernel = only(scheduled(normalise, torch.randn(70, 1280), *channels(70)))
+    assert kernel.strategy is Strategy.ROW_TILE and extents(kernel) == {"y": 70, "x": 1280}
+    assert [kernel.tile.block(d) for d in "yx"] == [4, 256]  # a block of 1024 would leave 37 % of the lanes idle
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(70, 1279), (8, 4096), (70, 784)])
+def test_rows_that_are_few_short_or_start_anywhere_are_flat(
+    monkeypatch: pytest.MonkeyPatch, rows: int, columns: int
+) -> None:
+    monkeypatch.setattr(plan, "MIN_ROW_TILE_POINTS", 1 << 10)
+    assert only(scheduled(normalise, torch.randn(rows, columns), *channels(rows))).strategy is Strategy.FLAT
+
+
+def test_a_small_kernel_is_flat() -> None:
+    assert only(scheduled(normalise, torch.randn(70, 768), *channels(70))).strategy is Strategy.FLAT
+
+
+def test_a_column_sum_joins_the_rows_whose_result_it_reads() -> None:
+    """dx of a norm, and the bias gradient that sums dx over rows: one pass and its finish."""
+
+    def f(x: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        dx = g - x * (g * x).mean(1, keepdim=True)
+        return dx, dx.sum(0)
+
+    steps = scheduled(f, torch.randn(4096, 256), torch.randn(4096, 256))
+    first, *rest = [s for s in steps.steps if isinstance(s, KernelPlan)]
+    assert first.strategy is Strategy.ROW_AND_COLUMN and len(rest) == 1
+    assert all(b.hint == "partial" for b in rest[0].buffers[:1])

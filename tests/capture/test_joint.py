@@ -1,0 +1,139 @@
+"""What a training step saves between its two graphs, and that its gradients are eager's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fusec
+from bench.cases import Case, Work
+from bench.schedules import capture
+from bench.training import step
+from fusec.capture.graph import CapturedGraph
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    fusec.reset()
+    yield
+    fusec.reset()
+
+
+def saved(fn: Callable[..., Tensor], *shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """The values that enter the backward graph and are no input of the function: on fake tensors, of any size."""
+
+    def build(device: str) -> Work:
+        return Work(fn, tuple(torch.randn(s, dtype=dtype, requires_grad=True) for s in shapes))
+
+    forward, backward = capture(build, step)
+    return [
+        x
+        for x, name in zip(backward.example_inputs, backward.names, strict=True)
+        if isinstance(x, Tensor) and name not in forward.names and not name.startswith("grad_")
+    ]
+
+
+def elements(values: list[Tensor]) -> list[int]:
+    return sorted(x.numel() for x in values)
+
+
+def test_a_softmax_saves_two_numbers_a_row() -> None:
+    def f(x: Tensor) -> Tensor:
+        return torch.softmax(x.float(), -1).to(x.dtype)
+
+    assert elements(saved(f, (64, 1000), dtype=torch.bfloat16)) == [64, 64]
+
+
+def test_a_cross_entropy_saves_no_row() -> None:
+    target = torch.zeros(64, dtype=torch.int64)
+    assert all(n <= 64 for n in elements(saved(lambda x: F.cross_entropy(x, target), (64, 1000))))
+
+
+def test_a_batch_norm_with_relu_saves_its_statistics() -> None:
+    def f(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return F.relu(F.batch_norm(x, None, None, w, b, training=True))
+
+    assert elements(saved(f, (8, 4, 10, 10), (4,), (4,))) == [4, 4]
+
+
+def test_what_a_library_call_of_backward_reads_is_saved() -> None:
+    """The gradient of w is a matmul with the gate: written in forward already, it is not computed again."""
+
+    def f(g: Tensor, u: Tensor, w: Tensor) -> Tensor:
+        return (F.silu(g) * u) @ w
+
+    assert 64 * 128 in elements(saved(f, (64, 128), (64, 128), (128, 32)))
+
+
+def gradients(fn: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+    inputs = tuple(x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs)
+    out = fn(*inputs)
+    (out.double() * torch.linspace(-1, 1, out.numel(), dtype=torch.float64).reshape(out.shape)).sum().backward()
+    return (out.detach(), *(x.grad for x in inputs if x.grad is not None))
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "dim"), [((5, 33), -1), ((33, 5), 0), ((2, 7, 3), 1), ((1,), 0), ((), 0), ((0, 4), 1)]
+)
+def test_softmax_gradients(log: bool, dtype: torch.dtype, shape: tuple[int, ...], dim: int) -> None:
+    fn = F.log_softmax if log else F.softmax
+    x = (torch.randn(shape) * 5).to(dtype)
+    got, want = gradients(fusec.compile(lambda x: fn(x, dim)), x), gradients(lambda x: fn(x, dim), x)
+    low = dtype is torch.bfloat16
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype is b.dtype
+        torch.testing.assert_close(a, b, rtol=1e-2 if low else 1e-5, atol=1e-2 if low else 1e-6)
+
+
+def test_softmax_of_masked_rows() -> None:
+    x = torch.tensor([[0.0, float("-inf")], [float("-inf")] * 2, [float("inf"), 0.0], [float("nan"), 1.0]])
+    got, want = (gradients(f, x) for f in (fusec.compile(lambda x: x.softmax(-1)), lambda x: x.softmax(-1)))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("shape", "smoothing"), [((6, 9), 0.0), ((6, 9), 0.1), ((9,), 0.0), ((2, 9, 3, 4), 0.0)])
+def test_cross_entropy_gradients(reduction: str, weighted: bool, shape: tuple[int, ...], smoothing: float) -> None:
+    torch.manual_seed(0)
+    weight = torch.rand(9) if weighted else None
+    rest = shape[:1] + shape[2:] if len(shape) > 1 else ()
+    target = torch.randint(0, 9, rest)
+    if target.dim():
+        target.view(-1)[1] = -100
+
+    def f(x: Tensor) -> Tensor:
+        return F.cross_entropy(x, target, weight, reduction=reduction, label_smoothing=smoothing)
+
+    x = torch.randn(shape)
+    for a, b in zip(gradients(fusec.compile(f), x), gradients(f, x), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_an_infinite_gradient_reaches_the_target_alone() -> None:
+    """Eager writes one entry a row: zero times infinity never appears beside it."""
+
+    def f(x: Tensor) -> Tensor:
+        return F.nll_loss(x, torch.tensor([1, 0])) * float("inf")
+
+    x = torch.randn(2, 3)
+    (_, got), (_, want) = gradients(fusec.compile(f), x), gradients(f, x)
+    torch.testing.assert_close(got, want)
+
+
+def kinds(graphs: list[CapturedGraph]) -> list[str]:
+    return [g.kind for g in graphs]
+
+
+def test_every_training_case_has_two_graphs() -> None:
+    from bench.training import TRAINING
+
+    case: Case = TRAINING["ln_train"]
+    assert kinds(capture(lambda device: case.build("cpu", small=True), case.run)) == ["forward", "backward"]
