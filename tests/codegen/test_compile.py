@@ -61,8 +61,8 @@ def test_every_op_compiles(dtype: torch.dtype) -> None:
     at = build.index(x0=1)
     x, y = build.load("x", at), build.load("y", at)
     for name, info in OPS.items():
-        if info.kind is not OpKind.POINTWISE or name in ("cast", "bitcast", "where"):
-            continue
+        if info.kind is not OpKind.POINTWISE or name in ("cast", "bitcast", "where", "philox"):
+            continue  # philox: test_philox_compiles
         if (floating and name in INT_ONLY | BITS) or (not floating and name in FLOAT_ONLY):
             continue
         if dtype is torch.bool and name not in logical:
@@ -70,6 +70,17 @@ def test_every_op_compiles(dtype: torch.dtype) -> None:
         value = build.op(name, *(x, y)[: info.arity])
         build.buffer(f"out_{name}", build.dtypes[value], (4096,), Role.OUTPUT)
         build.store(f"out_{name}", at, value)
+    assert compiled(build, x=256).spills == 0
+
+
+def test_philox_compiles() -> None:
+    build = Build(x=4096)
+    build.buffer("seed", i64, (1,))
+    build.buffer("out", torch.int32, (4096,), Role.OUTPUT)
+    bits = build._add(
+        "philox", (build.load("seed", build.index()), build.position(build.axis("x0")), build.const(2, i64)), torch.int32
+    )
+    build.store("out", build.index(x0=1), bits)
     assert compiled(build, x=256).spills == 0
 
 
