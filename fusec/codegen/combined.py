@@ -25,14 +25,15 @@ makes a chain of branches that every thread of a program takes alike.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from math import prod
 
 from fusec.codegen.function import Function, cache_key, definition, prologue
 from fusec.codegen.header import combined_header
 from fusec.codegen.names import Names, kernel_name
-from fusec.codegen.tiles import Dim
+from fusec.codegen.tiles import TENSOR_POINTS, Dim
 from fusec.config import Config
 from fusec.ir.index import as_int
 from fusec.ir.kernels import DimKind, Grid, KernelPlan, KernelSource, Param, Tile
@@ -67,6 +68,8 @@ def generate_combined(
     name = names.fresh(kernel_name(o.op for o in plan.origins))
     blocks = _Blocks()
     families = tuple(_family(group, table, config, names, blocks, write_part) for group in _groups(plan))
+    for family in families:  # a block that parts share is the largest of theirs, beside one part's long rows too
+        blocks.fit(family.blocks.values())
     for reserved in ("program", "first"):
         names.fresh(reserved)
     pointers = pointer_names(plan, table, names)
@@ -123,6 +126,13 @@ class _Blocks:
                 self.interpreter[name], self.masked[name] = interpreter, False
                 return name
         raise AssertionError(f"no name for {dim.block}")
+
+    def fit(self, names: Iterable[str]) -> None:
+        """Halve the interpreter's shared blocks until a tile of these is a tensor that Triton allows."""
+        tile = tuple(names)
+        while prod(self.interpreter[n] for n in tile) > TENSOR_POINTS:
+            largest = max((n for n in tile if self.masked[n]), key=lambda n: self.interpreter[n])
+            self.interpreter[largest] //= 2
 
 
 def _groups(plan: KernelPlan) -> list[tuple[KernelPlan, ...]]:

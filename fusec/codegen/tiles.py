@@ -20,6 +20,8 @@ from fusec.ir.types import Axis
 
 # The interpreter's cost is per program and op, not per point: few large programs.
 INTERPRETER_POINTS = 1 << 16
+# Triton's limit for the elements of one tensor, tl.TRITON_MAX_TENSOR_NUMEL.
+TENSOR_POINTS = 1 << 20
 # Above so many programs a mask is cheaper in the interpreter than blocks that divide the extent.
 INTERPRETER_PROGRAMS = 4096
 

@@ -23,6 +23,7 @@ from fusec.schedule.dependence import Dependence
 from fusec.schedule.legality import Refusal, fuse_nests, with_reduction_kinds
 from fusec.schedule.merge import with_unique_values, without_stores
 from fusec.schedule.once import Once
+from fusec.schedule.reduced import reduced_shape
 
 MANY_READERS = 24  # a buffer with more readers (a scalar, a mask) suggests no pairs among them
 
@@ -179,6 +180,9 @@ def _fusion(
     kept = {name for name, wanted in zip((*left.writes, *right.writes), needed, strict=True) if wanted}
     internal = frozenset(fused.writes) - kept
     fused = with_reduction_kinds(replace(fused, name=left.name, body=without_stores(fused.body, internal)))
+    shape = reduced_shape(fused.body, fused.axes)  # what is no longer stored no longer says which axis is the row
+    if isinstance(shape, str):
+        return _Fusion(None, f"{left.name} and {right.name} {shape}")
     costs = [estimate(n, table, device) for n in (left, right, fused)]
     saved = costs[0].seconds + costs[1].seconds - costs[2].seconds
     bytes_saved = sum(c.bytes_read + c.bytes_written for c in costs[:2]) - costs[2].bytes_read - costs[2].bytes_written

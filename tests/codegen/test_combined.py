@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+import fusec
 from fusec.codegen.kernel import generate_kernel
 from fusec.config import Config
 from fusec.ir.evaluate import evaluate_nest
@@ -76,3 +77,12 @@ def test_interpreted_text_equals_the_evaluated_parts() -> None:
         evaluate_nest(part.axes, part.body, table, expected)
     for tile in (source.tile, source.interpreter_tile, Tile((("XBLOCK", 256),))):
         torch.testing.assert_close(run(source, tensors, tile), expected)
+
+
+def test_a_block_that_parts_share_is_no_larger_than_a_tensor_may_be() -> None:
+    def column_sums(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x.sum(0), x[:, :36].sum(0), y.sum(0), z.sum(0)
+
+    inputs = torch.randn(2, 936), torch.randn(52, 36), torch.randn(52, 36)  # columns of any number, beside long rows
+    got = fusec.compile(column_sums, options={"strict": True})(*inputs)
+    torch.testing.assert_close(got, column_sums(*inputs))

@@ -21,6 +21,7 @@ def _make(*args: str) -> subprocess.CompletedProcess[str]:
     [
         ("demo", "fusec demo"),
         ("test", "pytest -n 2"),
+        ("test-models", "-m tests.models.sweep"),
         ("lint", "hadolint Dockerfile"),
         ("gpu", "bench.gpu --budget 8m"),
     ],

@@ -121,3 +121,32 @@ def test_decisions_and_launches_grow_with_the_layers_not_their_square() -> None:
     few, many = (scheduled(block(n), *inputs) for n in (6, 48))
     assert len(many.steps) == 8 * (len(few.steps) - 1) + 1 or len(many.steps) <= 8 * len(few.steps)
     assert len(many.decisions) <= 10 * len(few.decisions)
+
+
+def test_a_store_that_goes_may_take_the_row_with_it() -> None:
+    """Its store was what said which axis is contiguous: what is left may be no kernel of rows and columns."""
+    before = program(
+        """
+nest a (p0<32, r0<24):
+  %0:f32 = load g[24*p0 + r0]
+  %1:f32 = load x[24*p0 + r0]
+  %2:f32 = mul %0, %1
+  store t[24*p0 + r0], %2
+  %3:f32 = sum %2 over r0
+  %4:f32 = sub %2, %3
+  store y[32*r0 + p0], %4
+nest b (p0<24, r0<32):
+  %0:f32 = load t[24*r0 + p0]
+  %1:f32 = sum %0 over r0
+  store z[p0], %1
+""",
+        inputs="g, x",
+        returns="y, z",
+        g="f32[32, 24]",
+        x="f32[32, 24]",
+        t="f32[32, 24]",
+        y="f32[24, 32]",
+        z="f32[24]",
+    )
+    steps = agrees(before, torch.randn(32, 24), torch.randn(32, 24))
+    assert [r for r in reasons(steps, accepted=False) if "needed inside the same loop" in r]
