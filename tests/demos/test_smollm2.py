@@ -62,6 +62,8 @@ def test_the_cache_is_what_makes_a_later_token(small: smollm2.SmolLM2) -> None:
 def test_the_pretrained_model_says_paris() -> None:
     pytest.importorskip("gguf")
     model = smollm2.load()
-    got = list(model.generate(smollm2.PROMPT, 3, fusec_compile(model.step, options={"strict": True})))
-    assert got == list(model.generate(smollm2.PROMPT, 3))
-    assert model.text(got).startswith(" Paris.")
+    for dtype, count in ((torch.float32, 3), (torch.bfloat16, 2)):
+        model.step.to(dtype)
+        got = list(model.generate(smollm2.PROMPT, count, fusec_compile(model.step, options={"strict": True})))
+        assert got == list(model.generate(smollm2.PROMPT, count))
+        assert model.text(got).startswith(" Paris.")

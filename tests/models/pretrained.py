@@ -36,8 +36,8 @@ class Silero(nn.Module):
         self.final_conv = nn.Conv1d(128, 1, 1)
 
     def forward(self, audio: Tensor, context: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x = torch.cat((context, audio), 1)
-        context = x[:, -CONTEXT:]
+        x = torch.cat((context[None], audio), 1)
+        context = x[0, -CONTEXT:]
         spectrum = self.stft_conv(F.pad(x, (0, 64), mode="reflect").unsqueeze(1))
         real, imaginary = spectrum.split(129, 1)
         y = torch.sqrt(real.square() + imaginary.square())
@@ -50,7 +50,7 @@ class Silero(nn.Module):
 
 def silent_start(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Context and state before the first call."""
-    return torch.zeros(1, CONTEXT, dtype=dtype), torch.zeros(1, 128, dtype=dtype), torch.zeros(1, 128, dtype=dtype)
+    return torch.zeros(CONTEXT, dtype=dtype), torch.zeros(1, 128, dtype=dtype), torch.zeros(1, 128, dtype=dtype)
 
 
 def noise(frames: int) -> Tensor:
