@@ -32,12 +32,16 @@ BF16 = torch.bfloat16
 
 @dataclass(frozen=True)
 class Work:
-    """yardstick: the same by a hand-written kernel, or None. parameters: of fn, beside its arguments."""
+    """yardstick: the same by a hand-written kernel, or None. parameters: of fn, beside its arguments.
+
+    incoming: of a training step, the gradients of fn's outputs.
+    """
 
     fn: Callable[..., Any]
     args: tuple[Any, ...]
     yardstick: Callable[..., Any] | None = None
     parameters: tuple[Tensor, ...] = ()
+    incoming: tuple[Tensor, ...] = ()
 
 
 def infer(work: Work, fn: Callable[..., Any]) -> Any:
@@ -48,7 +52,10 @@ def infer(work: Work, fn: Callable[..., Any]) -> Any:
 
 @dataclass(frozen=True)
 class Case:
-    """gpu: timed by bench.gpu. text: what is computed, for tables. run: one step of a work, by any form of its fn."""
+    """text: what is computed, for tables. gpu: timed by bench.gpu. run: one step of a work, by any form of its fn.
+
+    random: it draws random numbers, so that answers cannot be compared.
+    """
 
     name: str
     text: str
@@ -57,6 +64,7 @@ class Case:
     small: Sizes
     gpu: bool = True
     run: Callable[[Work, Callable[..., Any]], Any] = infer
+    random: bool = False
 
     def build(self, device: str, small: bool = False) -> Work:
         with torch.device(device):

@@ -24,10 +24,11 @@ import torch
 
 import fusec
 from bench.budget import Budget, seconds
-from bench.cases import CASES, Case, Work
+from bench.cases import Case, Work
 from bench.measure import compare
 from bench.schema import Result, Row, device_name
 from bench.table import timings
+from bench.training import EVERY
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_GPU = "no NVIDIA GPU here: GPU tests and benchmark did not run"
@@ -50,7 +51,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         seconds(options.budget)
     except ValueError as error:
         parser.error(str(error))
-    known = [n for n, c in CASES.items() if c.gpu]
+    known = [n for n, c in EVERY.items() if c.gpu]
     unknown = [n for n in options.cases or [] if n not in known]
     if unknown:
         parser.error(f"unknown case {unknown[0]!r}; valid: {', '.join(known)}")
@@ -117,7 +118,7 @@ def variants(work: Work) -> dict[str, Callable[..., Any]]:
 
 def measure(path: Path, names: Sequence[str] | None, budget: Budget) -> int:
     """The benchmark itself: writes the file after every case."""
-    cases = [c for c in CASES.values() if c.gpu and (not names or c.name in names)]
+    cases = [c for c in EVERY.values() if c.gpu and (not names or c.name in names)]
     result = Result.new("gpu", f"python3 -m bench.gpu --budget {budget.total:.0f}s")
     result.write(path)
     for done, case in enumerate(cases):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -111,35 +112,36 @@ def with_share(rows: Sequence[Row]) -> list[Row]:
     return [replace(r, share=r.gbps / clone if clone and r.gbps is not None else None) for r in rows]
 
 
-def first_call(row: Row, fn: Callable[..., Any], args: Sequence[Any], expected: Any) -> Row:
+def first_call(row: Row, call: Call, expected: Any) -> Row:
     """Compiles and checks: first_s, peak_bytes and error of one variant."""
     began = time.perf_counter()
-    seen = fn(*args)
+    seen = call()
     torch.cuda.synchronize()
     first_s = time.perf_counter() - began
     error = None if expected is None else relative_error(seen, expected)
     del seen
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    fn(*args)
+    call()
     peak = torch.cuda.max_memory_allocated() - before
     return replace(row, first_s=first_s, error=error, peak_bytes=peak)
 
 
 def compare(case: Case, work: Work, variants: Mapping[str, Callable[..., Any]], budget: Budget) -> list[Row]:
     """Rows of all variants of a case, and of a clone that moves as many bytes."""
-    expected = work.fn(*work.args)
-    total = bytes_once(work.args) + bytes_once(expected)
+    expected = case.run(work, work.fn)
+    total = bytes_once(work.args, work.parameters, work.incoming) + bytes_once(expected)
     rows: list[Row] = []
     timers: list[Timer] = []
     for name, fn in variants.items():
         row = Row(case.name, name, case.sizes, total)
+        call = partial(case.run, work, fn)
         try:
-            ready = first_call(row, fn, work.args, None if name == "eager" else expected)
+            ready = first_call(row, call, None if name == "eager" or case.random else expected)
         except Exception as error:
             rows.append(replace(row, note=f"{type(error).__name__}: {error}".splitlines()[0][:160]))
             continue
-        timers.append(Timer(ready, lambda fn=fn: fn(*work.args)))  # type: ignore[misc]
+        timers.append(Timer(ready, call))
         if budget.left == 0.0:
             break
     del expected

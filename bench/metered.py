@@ -23,12 +23,12 @@ from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 
-from bench.cases import CASES, Case
+from bench.cases import Case
 from bench.peer import PEER, SOURCE, Peer
 from bench.schedules import capture, scheduled
 from bench.schema import Result, Row
 from bench.table import Cell, markdown, table
-from bench.training import TRAINING
+from bench.training import EVERY
 from fusec.capture.graph import CapturedGraph
 from fusec.inspect.eager import extern_bytes
 from fusec.ir.analysis import instr_axes, varying
@@ -38,7 +38,6 @@ from fusec.ir.types import Buffer, Extern, TensorView
 from fusec.schedule.traffic import traffic
 
 RESULTS = Path(__file__).resolve().parent / "results"
-EVERY = {**CASES, **TRAINING}
 TANGENT = "grad_"  # names of the gradients that enter a backward graph
 SLACK = 0.005  # the peer's figures are rounded to two decimals
 

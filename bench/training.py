@@ -20,18 +20,31 @@ import torch.nn.functional as F
 from bench.cases import BF16, CASES, Case, Tensor, Work, masked_softmax, normal, rotate_half
 from bench.models import llama_loss
 
-__all__ = ["TRAINING", "step"]
+__all__ = ["EVERY", "TRAINING", "step"]
 
 F32 = torch.float32
 
 
 def step(work: Work, fn: Callable[..., Any]) -> tuple[Tensor, ...]:
     """One step: the outputs of fn, then the gradients of the inputs that need one."""
-    outputs = fn(*work.args)
-    outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+    outputs = _tuple(fn(*work.args))
     wanted = [a for a in (*work.args, *work.parameters) if isinstance(a, Tensor) and a.requires_grad]
-    incoming = [torch.ones_like(o) for o in outputs]
-    return (*outputs, *torch.autograd.grad(outputs, wanted, incoming))
+    gradients = torch.autograd.grad(outputs, wanted, work.incoming)
+    return (*(o.detach() for o in outputs), *gradients)
+
+
+def _tuple(outputs: Any) -> tuple[Tensor, ...]:
+    return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+
+
+def _with_incoming(make: Callable[..., Work]) -> Callable[..., Work]:
+    def build(**sizes: int) -> Work:
+        work = make(**sizes)
+        with torch.no_grad():
+            outputs = _tuple(work.fn(*work.args))
+        return replace(work, incoming=tuple(torch.randn_like(o) if o.dim() else torch.ones_like(o) for o in outputs))
+
+    return build
 
 
 def _leaf(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
@@ -145,7 +158,7 @@ _ALL = (
     Case("ln_train", "layer_norm", _layer_norm, _rows(16384, 4096), _rows(9, 33)),
     Case("rms_train", "rms_norm", _rms_norm, _rows(16384, 4096), _rows(9, 33)),
     Case("residual_dropout_ln_train", "layer_norm(r + dropout(x + bias))", _residual_dropout_layer_norm,
-         _rows(32768, 1024), _rows(9, 33)),
+         _rows(32768, 1024), _rows(9, 33), random=True),
     Case("group_norm_silu_train", "silu(group_norm(x))", _group_norm_silu,
          {"batch": 16, "channels": 320, "side": 64, "groups": 32}, {"batch": 2, "channels": 8, "side": 5, "groups": 4}),
     Case("batch_norm_relu_train", "relu(batch_norm(x))", _batch_norm_relu,
@@ -164,4 +177,5 @@ _ALL = (
          gpu=False),
 )  # fmt: skip
 
-TRAINING: dict[str, Case] = {c.name: replace(c, run=step) for c in _ALL}
+TRAINING: dict[str, Case] = {c.name: replace(c, run=step, make=_with_incoming(c.make)) for c in _ALL}
+EVERY: dict[str, Case] = {**CASES, **TRAINING}

@@ -16,6 +16,7 @@ from bench.budget import Budget, seconds
 from bench.cases import CASES
 from bench.measure import bytes_once, quantile, relative_error, summary, tensors_of, with_share
 from bench.schema import Result, Row
+from bench.training import TRAINING
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -196,7 +197,7 @@ def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, name, lambda: 0)
     monkeypatch.setattr(measure, "CACHE_FLUSH_BYTES", 1024)
     monkeypatch.setattr(gpu, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu, "CASES", {n: replace(CASES[n], full=CASES[n].small) for n in ("bias_gelu", "swiglu")})
+    monkeypatch.setattr(gpu, "EVERY", {n: replace(CASES[n], full=CASES[n].small) for n in ("bias_gelu", "swiglu")})
 
 
 def broken(*args: torch.Tensor) -> torch.Tensor:
@@ -243,3 +244,18 @@ def test_a_partial_result_is_reported(tmp_path: Path, capsys: pytest.CaptureFixt
     assert gpu.report(path, {"rc": 1, "summary": "1 failed"}) == 1
     assert Result.read(path).extra["tests"]["rc"] == 1
     assert gpu.report(tmp_path / "none.json", {}) == 1
+
+
+@pytest.mark.usefixtures("without_cuda")
+def test_a_training_step_is_compared_with_its_gradients() -> None:
+    case = TRAINING["swiglu_train"]
+    work = case.build("cpu", small=True)
+    wrong = {"eager": work.fn, "fusec": lambda gate, up: work.fn(gate, up) + up.detach() * 0.0, "half": broken_backward}
+    rows = {r.variant: r for r in measure.compare(case, work, wrong, Budget(60.0, 0.0, lambda: 0.0))}
+    assert rows["fusec"].error == 0.0 and rows["half"].error == pytest.approx(1.0, abs=0.1)
+    assert rows["eager"].bytes == 6 * 5 * 33 * 2  # two inputs, the incoming gradient, the result, two gradients
+
+
+def broken_backward(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """The right result, with twice the gradient of up."""
+    return torch.nn.functional.silu(gate) * (2 * up - up.detach())

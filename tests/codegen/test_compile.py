@@ -77,9 +77,8 @@ def test_philox_compiles() -> None:
     build = Build(x=4096)
     build.buffer("seed", i64, (1,))
     build.buffer("out", torch.int32, (4096,), Role.OUTPUT)
-    bits = build._add(
-        "philox", (build.load("seed", build.index()), build.position(build.axis("x0")), build.const(2, i64)), torch.int32
-    )
+    seed, index = build.load("seed", build.index()), build.position(build.axis("x0"))
+    bits = build._add("philox", (seed, index, build.const(2, i64)), torch.int32)
     build.store("out", build.index(x0=1), bits)
     assert compiled(build, x=256).spills == 0
 
