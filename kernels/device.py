@@ -200,6 +200,111 @@ def lgamma(x: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def _one_over(x: tl.tensor) -> tl.tensor:
+    """1 / x correctly rounded."""
+    return _divide(tl.full(x.shape, 1.0, x.dtype), x)
+
+
+@triton.jit
+def digamma(x: tl.tensor) -> tl.tensor:
+    """The derivative of lgamma: recurrence up to 10, then the asymptotic series (Cephes)."""
+    whole = x == tl.floor(x)
+    pole = (x <= 0.0) & whole
+    mirrored = x < 0.0
+    y = tl.where(mirrored, 1.0 - x, x)
+    result = tl.zeros(y.shape, y.dtype)
+    for _ in tl.static_range(10):
+        low = y < 10.0
+        result -= tl.where(low, _one_over(tl.where(y == 0.0, 1.0, y)), 0.0)
+        y = tl.where(low, y + 1.0, y)
+    z = _one_over(y * y)
+    series = 8.33333333333333333333e-2 * z - 2.10927960927960927961e-2
+    series = (series * z + 7.57575757575757575758e-3) * z - 4.16666666666666666667e-3
+    series = (series * z + 3.96825396825396825397e-3) * z - 8.33333333333333333333e-3
+    series = (series * z + 8.33333333333333333333e-2) * z
+    value = result + tl.log(y) - 0.5 * _one_over(y) - tl.where(y < 1e17, series, 0.0)
+    angle = (x - libdevice.rint(x)) * 3.141592653589793
+    value = tl.where(mirrored, value - 3.141592653589793 * _one_over(tan(angle)), value)
+    value = tl.where(pole, float("nan"), value)
+    return tl.where(x == 0.0, libdevice.copysign(tl.full(x.shape, float("inf"), x.dtype), x * -1.0), value)
+
+
+@triton.jit
+def trigamma(x: tl.tensor) -> tl.tensor:
+    """The derivative of digamma: reflection below 1/2, six steps of recurrence, the asymptotic series."""
+    mirrored = x < 0.5
+    y = tl.where(mirrored, 1.0 - x, x)
+    result = tl.zeros(y.shape, y.dtype)
+    for _ in tl.static_range(6):
+        result += _one_over(y * y)
+        y += 1.0
+    z = _one_over(y * y)
+    series = 1.0 + 0.5 * _one_over(y) + z * (1.0 / 6.0 - z * (1.0 / 30.0 - z * (1.0 / 42.0)))
+    result += _divide(series, y)
+    s = sin((x - libdevice.rint(x)) * 3.141592653589793)
+    reflected = 9.869604401089358 * _one_over(s * s) - result
+    return tl.where(mirrored, reflected, result)
+
+
+@triton.jit
+def i0(x: tl.tensor) -> tl.tensor:
+    return libdevice.cyl_bessel_i0(x)
+
+
+@triton.jit
+def i1(x: tl.tensor) -> tl.tensor:
+    return libdevice.cyl_bessel_i1(x)
+
+
+@triton.jit
+def _scaled_bessel(x: tl.tensor, near: tl.tensor, MU: tl.constexpr) -> tl.tensor:
+    """exp(-|x|) I(x) for MU = 4 * order**2: `near` where that is precise, Hankel's series for large |x|."""
+    large: tl.constexpr = 500.0 if x.dtype == tl.float64 else 30.0
+    size = tl.abs(x)
+    far = size > large
+    z = 0.125 * _one_over(tl.where(far, size, 1.0))
+    series = 1.0 - z * ((MU - 49.0) * 0.25)
+    series = 1.0 - z * ((MU - 25.0) * (1.0 / 3.0)) * series
+    series = 1.0 - z * ((MU - 9.0) * 0.5) * series
+    series = 1.0 - z * (MU - 1.0) * series
+    scale = tl.rsqrt(tl.where(far, size, 1.0) * 6.283185307179586)
+    value = tl.where(size == float("inf"), 0.0, scale * series)
+    inner = tl.where(far, 0.0, size)
+    return tl.where(far, value, libdevice.exp(inner * -1.0) * near)
+
+
+@triton.jit
+def i0e(x: tl.tensor) -> tl.tensor:
+    """exp(-|x|) I0(x)."""
+    return _scaled_bessel(x, libdevice.cyl_bessel_i0(x), 0.0)
+
+
+@triton.jit
+def i1e(x: tl.tensor) -> tl.tensor:
+    """exp(-|x|) I1(x)."""
+    value = _scaled_bessel(x, libdevice.cyl_bessel_i1(tl.abs(x)), 4.0)
+    return tl.where(x < 0.0, value * -1.0, value)
+
+
+@triton.jit
+def erfcx(x: tl.tensor) -> tl.tensor:
+    """exp(x**2) erfc(x)."""
+    return libdevice.erfcx(x)
+
+
+@triton.jit
+def ndtri(x: tl.tensor) -> tl.tensor:
+    """The inverse of the normal distribution function."""
+    return libdevice.normcdfinv(x)
+
+
+@triton.jit
+def nextafter(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    """The next number from a towards b."""
+    return libdevice.nextafter(a, b)
+
+
+@triton.jit
 def trunc(x: tl.tensor) -> tl.tensor:
     return libdevice.trunc(x)
 

@@ -345,7 +345,7 @@ _row(
 )
 for _name in (
     "expm1", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh",
-    "atanh", "erf", "erfc", "erfinv", "lgamma",
+    "atanh", "erf", "erfc", "erfinv", "lgamma", "digamma", "trigamma", "i0", "i0e", "i1", "i1e", "erfcx", "ndtri",
 ):  # fmt: skip
     _row(_name, _function(f"device.{_name}"))
 _row("isnan", _by_dtype(floating=_isnan, integer=_never), widen=True)
@@ -364,6 +364,7 @@ _row("fmod", _by_dtype(floating=_function("device.fmod"), integer=_operator("%",
 _row("pow", _function("device.pow"))
 _row("atan2", _function("device.atan2"))
 _row("copysign", _function("device.copysign"))
+_row("nextafter", _function("device.nextafter"))
 for _name, _bool_operator, _bool_level in (("minimum", "&", AND), ("maximum", "|", OR)):
     _either = _by_dtype(
         floating=_function(f"device.{_name}"),

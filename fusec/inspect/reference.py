@@ -67,6 +67,8 @@ _TEXT = {
     "bitcast": "{0}.view({dtype})",
     "floordiv": 'torch.div({0}, {1}, rounding_mode="floor")',
     "truncdiv": 'torch.div({0}, {1}, rounding_mode="trunc")',
+    "trigamma": "torch.polygamma(1, {0})",
+    **{op: f"torch.special.{op}({{0}})" for op in ("i0", "i0e", "i1", "i1e", "erfcx", "ndtri")},
     "sum": "torch.sum({0}, dim={dims}, keepdim=True, dtype={dtype})",
     "prod": "_prod({0}, {dims})",
     "max": "torch.amax({0}, dim={dims}, keepdim=True)",

@@ -81,6 +81,21 @@ _row("cast", 1, None, result=Result.FREE)  # value conversion as Tensor.to; floa
 _row("bitcast", 1, None, result=Result.FREE)  # same bits, same size
 
 # -- unary ----------------------------------------------------------------------------------------
+
+
+def _trigamma(x: torch.Tensor) -> torch.Tensor:
+    return torch.polygamma(1, x)
+
+
+def _wide(function: Evaluate) -> Evaluate:
+    """A function that PyTorch has for float32 and float64 only."""
+
+    def evaluate(x: torch.Tensor) -> torch.Tensor:
+        return function(x.float()).to(x.dtype) if x.dtype in (torch.float16, torch.bfloat16) else function(x)
+
+    return evaluate
+
+
 for _name, _function, _cost in (
     ("neg", torch.neg, 1),
     ("abs", torch.abs, 1),
@@ -116,6 +131,14 @@ for _name, _function, _cost in (
     ("erfc", torch.erfc, 20),
     ("erfinv", torch.erfinv, 25),
     ("lgamma", torch.lgamma, 40),
+    ("digamma", torch.digamma, 60),
+    ("trigamma", _trigamma, 40),
+    ("i0", torch.special.i0, 30),
+    ("i0e", torch.special.i0e, 40),
+    ("i1", torch.special.i1, 30),
+    ("i1e", torch.special.i1e, 40),
+    ("erfcx", _wide(torch.special.erfcx), 30),
+    ("ndtri", _wide(torch.special.ndtri), 30),
 ):
     _row(_name, 1, _function, cost=_cost)
 _row("isnan", 1, torch.isnan, result=Result.BOOL)
@@ -146,6 +169,7 @@ for _name, _binary, _cost in (
     ("pow", torch.pow, 30),
     ("atan2", torch.atan2, 25),
     ("copysign", torch.copysign, 1),
+    ("nextafter", torch.nextafter, 8),  # float32 and float64
     ("minimum", torch.minimum, 2),  # NaN if either is
     ("maximum", torch.maximum, 2),
     ("fmin", torch.fmin, 1),  # the other operand if one is NaN

@@ -247,7 +247,9 @@ _LIBDEVICE: dict[str, Function] = {
     "rsqrt": torch.rsqrt, "sin": torch.sin, "sinh": torch.sinh, "sqrt": torch.sqrt, "tan": torch.tan,
     "tanh": torch.tanh, "trunc": torch.trunc, "j0": torch.special.bessel_j0, "j1": torch.special.bessel_j1,
     "y0": torch.special.bessel_y0, "y1": torch.special.bessel_y1, "cyl_bessel_i0": torch.special.i0,
-    "cyl_bessel_i1": torch.special.i1, "fma": lambda x, y, z: x * y + z, "div_rn": torch.div, "sqrt_rn": torch.sqrt,
+    "cyl_bessel_i1": torch.special.i1,
+    "erfcx": torch.special.erfcx, "normcdfinv": torch.special.ndtri,
+    "fma": lambda x, y, z: x * y + z, "div_rn": torch.div, "sqrt_rn": torch.sqrt,
     "fmax": torch.fmax, "fmin": torch.fmin, "cbrt": lambda x: torch.sign(x) * torch.abs(x) ** (1 / 3),
 }  # fmt: skip
 

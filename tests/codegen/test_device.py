@@ -42,7 +42,10 @@ def compare(build: Build, rtol: float, atol: float = 0.0, **inputs: torch.Tensor
         torch.testing.assert_close(actual[name], expected[name], rtol=rtol, atol=atol, equal_nan=True)
 
 
-@pytest.mark.parametrize("op", [n for n in POINTWISE if OPS[n].arity == 1 and n != "not" and calls_a_helper(n, f32)])
+@pytest.mark.parametrize(
+    "op",
+    [n for n in POINTWISE if OPS[n].arity == 1 and n not in ("not", "digamma", "trigamma") and calls_a_helper(n, f32)],
+)
 @pytest.mark.parametrize("dtype", [f32, f64])
 def test_unary(op: str, dtype: torch.dtype) -> None:
     x = torch.cat([torch.tensor(FLOATS), torch.linspace(-20, 20, 401), torch.linspace(-1, 1, 101)]).to(dtype)
@@ -127,6 +130,33 @@ def test_circular_functions_are_as_accurate_as_eager(name: str) -> None:
     error = ((actual.double() - reference) / reference).abs()
     eager = ((getattr(torch, name)(x).double() - reference) / reference).abs()
     assert error.max() <= 2 * eager.max() + 1.2e-7, (error.max(), eager.max())
+
+
+@pytest.mark.parametrize("op", ["digamma", "trigamma", "i0e", "i1e"])
+@pytest.mark.parametrize("dtype", [f32, f64])
+def test_series_are_as_accurate_as_eager(op: str, dtype: torch.dtype) -> None:
+    """Against PyTorch's float64, relative to the value, across every change of formula."""
+    x = torch.cat([torch.linspace(-9.95, 40, 1500), torch.logspace(-6, 4, 500), torch.linspace(450, 550, 50)]).to(dtype)
+    source = as_on_gpu(generate(pointwise(op, x)))
+    actual = run(source, {"a0": x, "out": torch.zeros_like(x)}, source.interpreter_tile)["out"].double()
+    evaluate = OPS[op].evaluate
+    assert evaluate is not None
+    reference = evaluate(x.double())
+    scale = reference.abs().clamp(min=1.0 if op == "digamma" else 0.0)  # it has a root
+    error, eager = (((v.double() - reference) / scale).abs() for v in (actual, evaluate(x)))
+    slack = 8 if dtype is f32 else 512  # PyTorch's own float64 is no more exact
+    assert error.max() <= 2 * eager.max() + slack * torch.finfo(dtype).eps, (
+        x[error.argmax()],
+        error.max(),
+        eager.max(),
+    )
+
+
+def test_poles_and_limits_of_polygammas() -> None:
+    x = torch.tensor([0.0, -0.0, -1.0, -7.0, torch.inf, -torch.inf, torch.nan])
+    source = as_on_gpu(generate(pointwise("digamma", x)))
+    out = run(source, {"a0": x, "out": torch.zeros_like(x)}, source.interpreter_tile)["out"]
+    torch.testing.assert_close(out, torch.digamma(x), equal_nan=True)
 
 
 @pytest.mark.parametrize("name", ["sin", "cos", "tan"])

@@ -49,7 +49,10 @@ EAGER = {  # the function a user calls, where its name is not the op's
     "sign": torch.sgn, "not": torch.bitwise_not, "div": torch.true_divide, "floordiv": torch.floor_divide,
     "truncdiv": lambda a, b: torch.div(a, b, rounding_mode="trunc"), "mod": torch.remainder,
     "and": torch.bitwise_and, "or": torch.bitwise_or, "xor": torch.bitwise_xor,
-    "shl": torch.bitwise_left_shift, "shr": torch.bitwise_right_shift,
+    "shl": torch.bitwise_left_shift, "shr": torch.bitwise_right_shift, "i0e": torch.special.i0e,
+    "i1": torch.special.i1, "i1e": torch.special.i1e, "trigamma": lambda x: torch.polygamma(1, x),
+    "erfcx": lambda x: torch.special.erfcx(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype),
+    "ndtri": lambda x: torch.special.ndtri(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype),
 }  # fmt: skip
 
 
