@@ -9,6 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bench.schedules import capture
+from bench.schedules import scheduled as graph_schedule
+from bench.training import TRAINING
 from fusec.codegen.kernel import generate_kernel
 from fusec.config import Config
 from fusec.ir.kernels import KernelPlan, KernelSource
@@ -107,3 +110,14 @@ def test_contiguous_operands_move_sixteen_bytes_at_a_time(name: str) -> None:
     if plan.cost.bytes_written * 4 > plan.cost.bytes_read:
         stores = [i for i in found if i.startswith("STG")]
         assert any(access_width(i) >= 16 for i in stores), f"{plan.name}: {found}\n{source.text}"
+
+
+@pytest.mark.parametrize("name", [n for n in TRAINING if n != "llama_train"])
+def test_training_steps_do_not_spill(name: str) -> None:
+    case = TRAINING[name]
+    for graph in capture(case.build, case.run):
+        steps = graph_schedule(graph)
+        for plan in (s for s in steps.steps if isinstance(s, KernelPlan)):
+            source = generate_kernel(plan, steps.table, Config(target="sm_90"))
+            for arch in ARCHITECTURES:
+                assert compiled(source, arch).spills == 0, f"sm_{arch}\n{source.text}"

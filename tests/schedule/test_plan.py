@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fusec
 from fusec.ir.kernels import DimKind, KernelPlan, Strategy
 from fusec.schedule import plan
 from fusec.schedule.plan import next_power_of_2, registers_needed
@@ -79,6 +80,15 @@ def test_what_belongs_to_a_row_is_computed_once_a_row(monkeypatch: pytest.Monkey
     kernel = only(scheduled(normalise, torch.randn(70, 1280), *channels(70)))
     assert kernel.strategy is Strategy.ROW_TILE and extents(kernel) == {"y": 70, "x": 1280}
     assert [kernel.tile.block(d) for d in "yx"] == [4, 256]  # a block of 1024 would leave 37 % of the lanes idle
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(70, 1280), (70, 960), (64, 2048), (131, 512)])
+def test_a_row_tile_computes_what_eager_does(monkeypatch: pytest.MonkeyPatch, rows: int, columns: int) -> None:
+    monkeypatch.setattr(plan, "MIN_ROW_TILE_POINTS", 1 << 10)
+    inputs = [torch.randn(rows, columns), *channels(rows)]
+    explanation = fusec.explain(normalise)(*inputs)
+    assert ": row tile, " in explanation.kernels[0].source
+    torch.testing.assert_close(fusec.compile(normalise)(*inputs), normalise(*inputs))
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(70, 1279), (8, 4096), (70, 784)])
