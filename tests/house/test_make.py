@@ -22,6 +22,7 @@ def _make(*args: str) -> subprocess.CompletedProcess[str]:
         ("demo", "fusec demo"),
         ("test", "pytest -n 2"),
         ("test-models", "-m tests.models.sweep"),
+        ("test-opinfo", "tests.opinfo.sweep --workers 2"),
         ("lint", "hadolint Dockerfile"),
         ("gpu", "bench.gpu --budget 8m"),
     ],

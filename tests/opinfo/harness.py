@@ -16,7 +16,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,6 +55,7 @@ class Outcome:
     kernels, externs: launches of generated kernels and library calls.
     fallbacks: what was reported to run as eager PyTorch would.
     path:     "graph", or "function" where the sample went through Dynamo.
+    without_fusec: the sample failed, and fails as well with torch.compile(backend="aot_eager"): a defect of PyTorch.
     """
 
     verdict: str
@@ -62,6 +63,7 @@ class Outcome:
     externs: int = 0
     fallbacks: tuple[str, ...] = ()
     path: str = "graph"
+    without_fusec: bool = False
 
     @property
     def passed(self) -> bool:
@@ -262,7 +264,18 @@ def _run(op: Any, arguments: Any, compiler: Compiler, decorated: bool) -> Outcom
         got = attempt(lambda: _decorated(op, compiler.config, stats)(*got_arguments[0], **got_arguments[1]))
     fallbacks = tuple(dict.fromkeys(f"{f.level}: {f}" for f in stats.fallbacks))
     verdict = _verdict(op, arguments, (want, want_arguments), (got, got_arguments))
-    return Outcome(verdict, stats.kernels_launched, stats.extern_calls, fallbacks, path)
+    outcome = Outcome(verdict, stats.kernels_launched, stats.extern_calls, fallbacks, path)
+    if outcome.passed:
+        return outcome
+    return replace(outcome, without_fusec=_fails_without_fusec(op, arguments, (want, want_arguments)))
+
+
+def _fails_without_fusec(op: Any, arguments: Any, eager: tuple[Any, Any]) -> bool:
+    torch.compiler.reset()
+    control = torch.compile(lambda *args, **kwargs: op(*args, **kwargs), backend="aot_eager")
+    args, kwargs = copied(arguments)
+    got = attempt(lambda: control(*args, **kwargs))
+    return not Outcome(_verdict(op, arguments, eager, (got, (args, kwargs)))).passed
 
 
 def _decorated(op: Any, config: Config, stats: Stats) -> Callable[..., Any]:

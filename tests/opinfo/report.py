@@ -1,18 +1,34 @@
-"""What the sweep found, as a summary and as a table.
+"""What the sweep found, as a summary for the terminal and as a page.
 
-Enters: the rows of `sweep.py`. Leaves: text.
+Enters: the rows of `sweep.py`. Leaves: text. An op counts as having run a generated kernel when one was launched for
+any of its samples.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.opinfo.misses import MISSES
+from tests.opinfo.misses import MISSES, miss_of
+from tests.opinfo.suite import DTYPES, ERRORS
 
 Row = dict[str, Any]
+
+# Whole families for which a kernel is not the goal.
+_FAMILIES = {
+    "linalg": r"linalg\.|cholesky|lu\b|lu_|svd|qr|eig|pinverse|matrix_exp|ormqr|geqrf|triangular_solve|logdet|det\b|"
+    r"pca_lowrank|lobpcg|inverse|matmul|mm\b|addmm|bmm|baddbmm|addbmm|addmv|addr|mv\b|dot|inner|chain_matmul|einsum|"
+    r"__rmatmul__|nn\.functional\.(bi)?linear$|tensordot|vdot|mH|cdist",
+    "fft": r"fft|stft|istft",
+    "sort": r"sort|argsort|msort|topk|kthvalue|median|nanmedian|mode\b|unique|quantile|nanquantile|searchsorted|"
+    r"bucketize|histc|histogram",
+    "sparse": r"sparse|to_sparse|torch\.ops\.aten\._sparse",
+    "complex": r"complex|polar|real$|imag$|view_as_real|angle|conj|resolve_",
+}
 
 
 def read(out: Path) -> dict[tuple[str, str], Row]:
@@ -27,19 +43,100 @@ def read(out: Path) -> dict[tuple[str, str], Row]:
     return found
 
 
+def family(op: str) -> str | None:
+    """linalg, fft, sort, sparse or complex; None for the ops that kernels are for."""
+    return next((name for name, pattern in _FAMILIES.items() if re.match(pattern, op)), None)
+
+
 def unknown_misses(rows: Sequence[Row]) -> list[Row]:
-    return [r for r in rows if r["failed"] and not any(m.covers(r["op"], r["dtype"]) for m in MISSES)]
+    """Rows with failures that no row of the table lists, or that it lists as PyTorch's and that are not."""
+    found = []
+    for row in rows:
+        miss = miss_of(row["op"], row["dtype"])
+        if row["failed"] and (miss is None or (miss.torch and row["torch"] < row["failed"])):
+            found.append(row)
+    return found
+
+
+def totals(rows: Sequence[Row]) -> list[list[str]]:
+    """One line a dtype: ops, samples, eager's answer, closer to float64, eager's error, misses, with a kernel."""
+    lines = []
+    for dtype in (*DTYPES, ERRORS):
+        mine = [r for r in rows if r["dtype"] == dtype]
+        if mine:
+            names = ("of", "samples", "closer", "errors", "failed", "kernels")
+            of, samples, closer, errors, failed, kernels = (sum(r[n] for r in mine) for n in names)
+            same = samples - closer - errors - failed
+            lines.append([dtype, *(str(n) for n in (len(mine), of, samples, same, closer, errors, failed, kernels))])
+    return lines
+
+
+def kernel_share(rows: Sequence[Row]) -> tuple[int, int]:
+    """(ops that ran a generated kernel, ops), of those that are of no family above."""
+    ran: dict[str, bool] = defaultdict(bool)
+    for row in rows:
+        if row["dtype"] != ERRORS and row["samples"] and family(row["op"]) is None:
+            ran[row["op"]] |= row["kernels"] > 0
+    return sum(ran.values()), len(ran)
 
 
 def summary(rows: Sequence[Row]) -> str:
-    total, failed = (sum(r[n] for r in rows) for n in ("samples", "failed"))
     lines = []
     for row in sorted(unknown_misses(rows), key=lambda r: -r["failed"]):
-        lines.append(f"{row['op']} {row['dtype']}: {row['failed']} of {row['samples']}")
+        without = f" ({row['torch']} without fusec, too)" if row["torch"] else ""
+        lines.append(f"{row['op']} {row['dtype']}: {row['failed']} of {row['samples']}{without}")
         lines += [f"    {i}: {text}" for i, text in row["failures"][:2]]
-    lines.append(f"{len(rows)} rows, {total} samples, {failed} failed")
+    samples, failed = (sum(r[n] for r in rows) for n in ("samples", "failed"))
+    ran, ops = kernel_share(rows)
+    share = f"{ran} of {ops} ops ran a generated kernel ({ran / max(ops, 1):.0%})"
+    lines.append(f"{len(rows)} rows, {samples} samples, {failed} failed; {share}")
     return "\n".join(lines)
 
 
 def page(rows: Sequence[Row]) -> str:
-    return summary(rows)
+    """The whole report in Markdown."""
+    ran, ops = kernel_share(rows)
+    header = ["inputs", "ops", "samples", "run", "eager's answer", "closer to float64", "eager's error", "misses"]
+    misses = [[m.op, ", ".join(m.where), m.reason, "yes" if m.torch else "no"] for m in MISSES]
+    return "\n".join(
+        [
+            "# PyTorch's OpInfo suite, forward, in Triton's interpreter",
+            "",
+            "Written by `make test-opinfo`. Each sample is compiled and held against eager mode: types, dtype, shape, "
+            "strides, values within the suite's tolerance (or no further from float64 than eager), or eager's error.",
+            "",
+            *_table([*header, "launched a kernel"], totals(rows)),
+            "",
+            f"{ran} of {ops} ops ({ran / max(ops, 1):.1%}) that are neither linear algebra, fft, sorting, sparse nor "
+            "complex ran a generated kernel. Ops that only make a view launch nothing and count as not.",
+            "",
+            "## Known misses",
+            "",
+            *_table(["op", "inputs", "reason", "also without fusec"], misses),
+            "",
+            "## Ops",
+            "",
+            "Samples that launched a generated kernel, by dtype. Externs: samples with a library call.",
+            "",
+            *_table(["op", "family", *DTYPES, "externs", "fallbacks"], _ops(rows)),
+            "",
+        ]
+    )
+
+
+def _ops(rows: Sequence[Row]) -> list[list[str]]:
+    found: dict[str, dict[str, Row]] = defaultdict(dict)
+    for row in rows:
+        if row["dtype"] != ERRORS:
+            found[row["op"]][row["dtype"]] = row
+    lines = []
+    for op, mine in sorted(found.items()):
+        cells = [f"{mine[d]['kernels']}/{mine[d]['samples']}" if d in mine else "" for d in DTYPES]
+        externs = sum(r["externs"] for r in mine.values())
+        reasons = sorted({f.split(": ", 2)[-1] for r in mine.values() for f in r["fallbacks"]})
+        lines.append([op, family(op) or "", *cells, str(externs or ""), "; ".join(reasons)[:160].replace("|", "/")])
+    return lines
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines)]

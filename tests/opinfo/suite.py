@@ -1,7 +1,7 @@
 """PyTorch's own table of ops with samples: what the sweep and the slice draw from.
 
     for op in ops():
-        for sample in samples(op, torch.float32): ...
+        for sample in samples(op, "float32"): ...
 
 Checked with torch 2.11.0 and 2.13.0.
 """
@@ -20,6 +20,7 @@ from torch.testing._internal import common_methods_invocations
 
 DTYPES = ("float32", "bfloat16", "float16", "int64", "bool", "complex64", "float64", "int32", "uint8")
 REQUIRED = DTYPES[:5]
+ERRORS = "errors"  # in place of a dtype: the inputs for which the suite expects eager mode to raise
 
 
 def _unseeded(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -39,15 +40,20 @@ def full_name(op: Any) -> str:
     return f"{op.name}.{op.variant_test_name}" if op.variant_test_name else str(op.name)
 
 
-def supported(op: Any, dtype: torch.dtype) -> bool:
-    return dtype in op.supported_dtypes("cpu")
+def supported(op: Any, dtype: str) -> bool:
+    if dtype == ERRORS:
+        return op.error_inputs_func is not None
+    return getattr(torch, dtype) in op.supported_dtypes("cpu")
 
 
-def samples(op: Any, dtype: torch.dtype) -> Iterator[Any]:
-    """The op's SampleInputs, the same on every run."""
+def samples(op: Any, dtype: str) -> Iterator[Any]:
+    """The op's SampleInputs in a dtype ("float32", or "errors"), the same on every run."""
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield from op.sample_inputs("cpu", dtype, requires_grad=False)
+        if dtype == ERRORS:
+            yield from (e.sample_input for e in op.error_inputs("cpu"))
+        else:
+            yield from op.sample_inputs("cpu", getattr(torch, dtype), requires_grad=False)

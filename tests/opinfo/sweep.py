@@ -23,19 +23,19 @@ import torch
 
 from tests.opinfo import report
 from tests.opinfo.harness import Compiler, Outcome, run_sample
-from tests.opinfo.suite import DTYPES, REQUIRED, full_name, ops, samples, supported
+from tests.opinfo.suite import DTYPES, ERRORS, REQUIRED, full_name, ops, samples, supported
 
 SHOWN = 12  # failures kept of an op and a dtype, in words
 SECONDS = 120  # for one sample
 
 
-def run_op(op: Any, dtype: torch.dtype, most: int) -> dict[str, Any]:
+def run_op(op: Any, dtype: str, most: int) -> dict[str, Any]:
     """The samples of an op in one dtype, `most` of them spread over all, as a row of the report."""
     start, compiler = time.monotonic(), Compiler()
     drawn = list(enumerate(samples(op, dtype)))
     chosen = drawn[:: -(-len(drawn) // most)] if drawn else []
     outcomes = {i: run_sample(op, s, compiler, SECONDS) for i, s in chosen}
-    return row(full_name(op), str(dtype).removeprefix("torch."), outcomes, len(drawn), time.monotonic() - start)
+    return row(full_name(op), dtype, outcomes, len(drawn), time.monotonic() - start)
 
 
 def row(name: str, dtype: str, found: dict[int, Outcome], of: int, seconds: float) -> dict[str, Any]:
@@ -47,6 +47,7 @@ def row(name: str, dtype: str, found: dict[int, Outcome], of: int, seconds: floa
         "of": of,
         "samples": len(outcomes),
         "failed": len(failed),
+        "torch": sum(o.without_fusec for _, o in failed),
         "closer": sum(o.verdict == "closer" for o in outcomes),
         "errors": sum(o.verdict == "error" for o in outcomes),
         "kernels": sum(o.kernels > 0 for o in outcomes),
@@ -73,10 +74,10 @@ def work(out: Path, shard: int, shards: int, dtypes: list[str], names: list[str]
                 key = (full_name(op), dtype)
                 if number % shards != shard or key in done or (names and op.name not in names):
                     continue
-                if not supported(op, getattr(torch, dtype)):
+                if not supported(op, dtype):
                     continue
                 _write(file, {**row(*key, {}, 0, 0.0), "started": True})
-                _write(file, run_op(op, getattr(torch, dtype), most))
+                _write(file, run_op(op, dtype, most))
 
 
 def _write(file: Any, line: dict[str, Any]) -> None:
@@ -110,7 +111,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.opinfo.sweep", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("build/opinfo"))
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--dtypes", default=",".join(REQUIRED), help=f"of {', '.join(DTYPES)}")
+    parser.add_argument("--dtypes", default=",".join((*REQUIRED, ERRORS)), help=f"of {', '.join((*DTYPES, ERRORS))}")
     parser.add_argument("--ops", default="", help="names, with commas; all when not given")
     parser.add_argument("--most", type=int, default=1 << 30, help="samples of an op and a dtype, spread over all")
     parser.add_argument("--report", action="store_true", help="run nothing")

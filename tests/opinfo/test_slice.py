@@ -1,0 +1,66 @@
+"""A fixed slice of PyTorch's OpInfo suite: a sample of every op, in a dtype that rotates from op to op.
+
+`make test-opinfo` runs all samples in all dtypes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import pytest
+
+CHUNKS = 40
+LARGEST = 2_000  # elements of a sample: the interpreter computes them one block after the other
+DRAWN = 24  # samples of an op to choose from
+DTYPES = ("float32", "bfloat16", "int64", "float16", "bool", "complex64", "float64", "int32", "uint8")
+
+
+def slice_of(chunk: int) -> Iterator[tuple[Any, str, Any]]:
+    """(op, dtype, sample) of every CHUNKS-th op."""
+    from tests.opinfo.harness import elements
+    from tests.opinfo.suite import ops, samples, supported
+
+    for number in range(chunk, len(ops()), CHUNKS):
+        op = ops()[number]
+        turn = [d for d in DTYPES[number % len(DTYPES) :] + DTYPES[: number % len(DTYPES)] if supported(op, d)]
+        for dtype in turn[:1]:
+            small = [s for s in islice(samples(op, dtype), DRAWN) if elements((s.input, s.args, s.kwargs)) <= LARGEST]
+            yield from ((op, dtype, sample) for sample in small[number % max(len(small), 1) :][:1])
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_a_sample_of_every_op_gives_eagers_answer(chunk: int) -> None:
+    from tests.opinfo.harness import Compiler, run_sample
+    from tests.opinfo.misses import miss_of
+    from tests.opinfo.suite import full_name
+
+    found = [(full_name(op), dtype, run_sample(op, sample, Compiler())) for op, dtype, sample in slice_of(chunk)]
+    failed = [(name, dtype, o.verdict) for name, dtype, o in found if not o.passed and miss_of(name, dtype) is None]
+    assert failed == []
+    assert len(found) > 10 and sum(o.kernels > 0 for _, _, o in found) > 0
+
+
+@pytest.mark.parametrize("chunk", range(0, CHUNKS, 8))
+def test_through_the_decorator_the_answer_or_the_error_is_eagers(chunk: int) -> None:
+    from tests.opinfo.harness import Compiler, run_sample
+    from tests.opinfo.misses import miss_of
+    from tests.opinfo.suite import ERRORS, full_name, samples, supported
+
+    for op, dtype, sample in list(slice_of(chunk))[::4]:
+        outcome = run_sample(op, sample, Compiler(), decorated=True)
+        assert outcome.passed or miss_of(full_name(op), dtype), f"{full_name(op)} {dtype}: {outcome.verdict}"
+        wrong = next(samples(op, ERRORS), None) if supported(op, ERRORS) else None
+        if wrong is not None and miss_of(full_name(op), ERRORS) is None:
+            outcome = run_sample(op, wrong, Compiler(), decorated=True)
+            assert outcome.verdict == "error", f"{full_name(op)}: {outcome.verdict}"
+
+
+def test_the_table_of_misses_only_shrinks() -> None:
+    from tests.opinfo.misses import LIMIT, MISSES
+    from tests.opinfo.suite import full_name, ops
+
+    names = {full_name(op) for op in ops()}
+    assert len(MISSES) <= LIMIT and {m.op for m in MISSES} <= names
+    assert all(m.reason and m.where for m in MISSES)
