@@ -1,7 +1,7 @@
 """The known misses of the OpInfo suite: samples that do not give eager's answer or error. The table may only shrink.
 
-A row names an op, as the report does, what it misses in ("float32", "errors", or "*") and why. Where `torch` is set,
-the samples miss with torch.compile(backend="aot_eager") too, which the sweep checks for each of them.
+A row names an op, as the report does, what it misses in ("float32", "errors", or "*") and why. Where `torch` is set
+the reason is a defect of PyTorch, which a test shows without fusec.
 """
 
 from __future__ import annotations

@@ -64,3 +64,16 @@ def test_the_table_of_misses_only_shrinks() -> None:
     names = {full_name(op) for op in ops()}
     assert len(MISSES) <= LIMIT and {m.op for m in MISSES} <= names
     assert all(m.reason and m.where for m in MISSES)
+
+
+def test_max_unpools_fake_tensor_has_other_strides_than_its_kernel() -> None:
+    """The defect of PyTorch behind a row of the table; when this fails, the row goes."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    x = torch.randn(1, 2, 1, 3).to(memory_format=torch.channels_last).as_strided((1, 2, 1, 3), (6, 1, 6, 2))
+    index = torch.zeros(1, 2, 1, 3, dtype=torch.int64).as_strided((1, 2, 1, 3), (6, 1, 6, 2))
+    real = torch.ops.aten.max_unpool2d(x, index, [3, 6])
+    with FakeTensorMode() as mode:
+        fake = torch.ops.aten.max_unpool2d(mode.from_tensor(x), mode.from_tensor(index), [3, 6])
+    assert real.stride() == (36, 1, 12, 2) and fake.stride() == (36, 18, 6, 1)
