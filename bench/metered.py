@@ -32,8 +32,8 @@ from bench.training import EVERY
 from fusec.capture.graph import CapturedGraph
 from fusec.inspect.eager import extern_bytes
 from fusec.ir.analysis import instr_axes, varying
-from fusec.ir.index import as_int
 from fusec.ir.kernels import DimKind, KernelPlan, Schedule
+from fusec.ir.sizes import hint_of
 from fusec.ir.types import Buffer, Extern, TensorView
 from fusec.schedule.traffic import traffic
 
@@ -73,10 +73,8 @@ class Counts:
 
 
 def size(buffer: Buffer) -> int:
-    """Bytes of all its elements; sizes must be numbers."""
-    count = as_int(buffer.numel)
-    assert count is not None, f"{buffer.name} has a symbolic size"
-    return count * buffer.itemsize
+    """Bytes of all its elements, each once; with symbolic sizes, those of the call that was counted."""
+    return buffer.nbytes
 
 
 def count(schedule: Schedule) -> Counts:
@@ -105,7 +103,7 @@ def requested(plan: KernelPlan, buffers: dict[str, Buffer]) -> int:
         if instr.access is None:
             continue
         axes = instr_axes(instr, values)
-        points = prod(as_int(a.extent) or 0 for a in plan.axes if a.name in axes)
+        points = prod(hint_of(a.extent) for a in plan.axes if a.name in axes)
         lanes = _loaded(axes, plan) if instr.op == "load" else points
         found += lanes * buffers[instr.access.buffer].itemsize
     return found
@@ -115,7 +113,7 @@ def _loaded(axes: frozenset[str], plan: KernelPlan) -> int:
     """Lanes of a load over all programs. Axes that share a tile dimension are one index: the load runs over all."""
     lanes = 1
     for dim in plan.dims:
-        extent = as_int(plan.extent(dim)) or 0
+        extent = hint_of(plan.extent(dim))
         if axes.intersection(dim.axes):
             lanes *= extent
         elif dim.kind is DimKind.GRID:

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from fusec.capture.graph import CapturedGraph, user_lines
+from fusec.capture.graph import CapturedGraph, NotSymbolicGraph, is_symbolic, user_lines
 from fusec.capture.inplace import mutated_inputs
 from fusec.codegen.kernel import generate_kernel
 from fusec.codegen.wrapper import generate_wrapper
@@ -54,7 +54,7 @@ GROUP_LIMIT = 8  # kernels taken apart, one compilation of the graph each, befor
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """Something that runs as eager PyTorch would. level: "op", "group", "graph", "call" or "mode"."""
+    """Something that runs as eager PyTorch would. level: "op", "sizes", "group", "graph", "call" or "mode"."""
 
     level: str
     op: str
@@ -208,7 +208,10 @@ def _format_buffers(steps: Schedule, plan: BufferPlan) -> str:
 
 
 def compile_graph(graph: CapturedGraph, config: Config, stats: Stats) -> CompiledGraph:
-    """Compile a graph; where that fails, step down the ladder. FusecError under `config.strict`."""
+    """Compile a graph; where that fails, step down the ladder. FusecError under `config.strict`.
+
+    NotSymbolicGraph, counted, when a graph with symbolic sizes cannot be compiled for all of them at once.
+    """
     record, executable = None, None
     try:
         record, executable = compile_passes(graph, config, stats)
@@ -218,6 +221,9 @@ def compile_graph(graph: CapturedGraph, config: Config, stats: Stats) -> Compile
         log.info("graph %s failed to compile", graph.name, exc_info=True)
         if config.fusion:
             record, executable = _compile_apart(graph, config, stats, error)
+        if executable is None and is_symbolic(graph.example_inputs):
+            stats.fall_back(_graph_fallback("sizes", graph, error, "is compiled anew for each tuple of sizes"))
+            raise NotSymbolicGraph(str(error)) from error
         if config.fusion and executable is None:
             record, executable = _compile_unfused(graph, config, stats, error)
         if executable is None:

@@ -19,7 +19,10 @@ import torch
 from torch import Tensor, nn
 
 import fusec
-from fusec.errors import ConfigError, FallbackWarning, TargetError
+from fusec.capture.graph import CapturedGraph, is_symbolic
+from fusec.errors import ConfigError, FallbackWarning, LoweringError, TargetError
+from fusec.ir.types import Program
+from fusec.lowering import lower
 
 pytestmark = pytest.mark.usefixtures("clean")  # a cache of its own, counters at zero
 
@@ -333,16 +336,24 @@ def test_new_sizes_are_recompilations() -> None:
         x = torch.randn(2, n)
         torch.testing.assert_close(fn(x), torch.softmax(x * 2, -1))
     found = fusec.stats()
-    assert found["graphs"] == 3 and found["recompiles"] == 2 and found["fallbacks"] == []
+    assert found["graphs"] == 2 and found["recompiles"] == 1 and found["fallbacks"] == []
 
 
-def test_beyond_recompile_limit_new_sizes_run_eagerly_with_one_warning() -> None:
+def test_a_graph_that_needs_numbers_is_compiled_for_each_size_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_numbers(graph: CapturedGraph, *rest: Any) -> Program:
+        if is_symbolic(graph.example_inputs):
+            raise LoweringError("a size is wanted as a number")
+        return lower(graph, *rest)
+
+    monkeypatch.setattr("fusec.pipeline.lower", only_numbers)
     fn = fusec.compile(lambda x: x.exp() + 1, dynamic=True, recompile_limit=2)
-    with pytest.warns(FallbackWarning, match="2 tuples of sizes") as caught:
+    with pytest.warns(FallbackWarning) as caught:
         for n in range(3, 9):
             x = torch.randn(n)
             torch.testing.assert_close(fn(x), x.exp() + 1)
-    assert len(caught) == 1 and fusec.stats()["graphs"] == 2 and len(fusec.stats()["fallbacks"]) == 1
+    found = fusec.stats()
+    assert found["graphs"] == 2 and [f["level"] for f in found["fallbacks"]] == ["sizes", "graph"]
+    assert "a size is wanted as a number" in str(caught[0].message) and "2 tuples of sizes" in str(caught[1].message)
 
 
 def test_gradients_are_those_of_eager_mode() -> None:

@@ -7,16 +7,19 @@ Enters: Dynamo's GraphModule and example inputs. Leaves: a callable for Dynamo t
 AOTAutograd makes the graph functional, applies `capture.decompositions` and, when a gradient is
 needed, splits it into a forward and a backward graph by min-cut rematerialization. `compile_graph` is
 called once per graph, with a `CapturedGraph`, and returns a callable over its inputs.
-Graphs with symbolic sizes are compiled when they are called, once per tuple of sizes.
+A graph with symbolic sizes is compiled once for all of them; where that cannot be done (`NotSymbolicGraph`), it is
+compiled when it is called, once per tuple of sizes.
 """
 
 from __future__ import annotations
 
+import copy
 import operator
 import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -35,7 +38,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from fusec.capture.aliases import GuardedAliases
 from fusec.capture.decompositions import decomposition_table
-from fusec.capture.graph import CapturedGraph, is_symbolic, readable_name, trim_stack
+from fusec.capture.graph import CapturedGraph, NotSymbolicGraph, is_symbolic, readable_name, trim_stack
 from fusec.capture.inplace import write_in_place
 from fusec.capture.joint import partition
 from fusec.capture.random import draw_in_kernels
@@ -117,7 +120,7 @@ def backend(
                 compile_subgraphs(graph, compile_graph, prepare)
                 write_in_place(graph_module)
                 return _boxed(compile_graph(graph))
-            return _boxed(_Versions(graph, compile_graph, version_limit, on_eager))
+            return _boxed(_symbolic(graph, compile_graph, version_limit, on_eager))
 
         return compile_aten
 
@@ -182,6 +185,22 @@ def _call_for_its_effect(graph: Graph, node: Node) -> None:
     graph.erase_node(node)
     if token.op == "placeholder":
         token.meta["val"] = None  # AOTAutograd passes nothing for it
+
+
+def _symbolic(
+    graph: CapturedGraph,
+    compile_graph: CompileGraph,
+    limit: int | None,
+    on_eager: Callable[[CapturedGraph, str], None] | None,
+) -> Compiled:
+    """One compiled graph for all sizes; where `compile_graph` says that there is none, one for each tuple of sizes."""
+    module = graph.graph_module
+    in_place = GraphModule(module, copy.deepcopy(module.graph))
+    write_in_place(in_place)
+    try:
+        return compile_graph(replace(graph, graph_module=in_place))
+    except NotSymbolicGraph:
+        return _Versions(graph, compile_graph, limit, on_eager)
 
 
 class _Versions:

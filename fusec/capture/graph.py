@@ -17,7 +17,16 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-__all__ = ["KINDS", "CapturedGraph", "is_symbolic", "readable_name", "trim_stack", "user_lines", "user_location"]
+__all__ = [
+    "KINDS",
+    "CapturedGraph",
+    "NotSymbolicGraph",
+    "is_symbolic",
+    "readable_name",
+    "trim_stack",
+    "user_lines",
+    "user_location",
+]
 
 KINDS = ("inference", "forward", "backward")
 
@@ -25,6 +34,10 @@ _TOKEN = re.compile(r"\['([^']*)'\]|\.([A-Za-z_]\w*)|\[(\d+)\]")
 _CONTAINERS = frozenset({"_modules", "_parameters", "_buffers"})
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _STACK_LINE = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+
+
+class NotSymbolicGraph(Exception):
+    """No one compiled graph serves all sizes of a symbolic graph; the message says why."""
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,29 @@ What does not vary along the loop is defined at the top of the kernel, the rest 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from enum import Enum
 
 from fusec.codegen.analysis import Analysis, Part, Region
 from fusec.codegen.index import IndexPrinter
 from fusec.codegen.names import Names
 from fusec.codegen.text import SHIFT
-from fusec.codegen.tiles import Dim
-from fusec.ir.index import Atom, Expr, FloorDiv, Mod, Sym, as_int, symbols_of
+from fusec.codegen.tiles import INTERPRETER_POINTS, Dim
+from fusec.ir.index import Atom, Expr, FloorDiv, IndexLike, Mod, Sym, as_expr, as_int, symbols_of
 from fusec.ir.kernels import DimKind, KernelPlan
+from fusec.ir.sizes import plain
 
 # Order of definitions at the top of a kernel.
 _VARIABLE, _DIVISION, _MASK, _OFFSET = range(4)
+
+
+class Widths(Enum):
+    """How wide sizes, and what is computed with them, are."""
+
+    AS_KNOWN = "32-bit sizes; 64-bit addresses where 32 are not proved"
+    GUARDED = "all in 32 bits: the launch checks that everything fits"
+    WIDE = "64-bit sizes"
 
 
 @dataclass
@@ -50,9 +60,12 @@ class Addresses:
         names: Names,
         value_text: Callable[[str], str],
         value_wide: Callable[[str], bool],
+        widths: Widths,
     ) -> None:
         self.dims, self.analysis, self.names = dims, analysis, names
         self.value_text, self.value_wide = value_text, value_wide
+        self.wide_sizes = widths is Widths.WIDE
+        limits: set[IndexLike] | None = set() if widths is Widths.GUARDED else None
         self.loop = next((d for d in dims if d.kind is DimKind.LOOP), None)
         self.by_name = {d.name: d for d in dims}
         self.by_variable = {d.variable: d for d in dims}
@@ -64,12 +77,23 @@ class Addresses:
         self._flat: dict[Expr, Expr] = {}
         axes = {name: expr for d in dims for name, expr in d.axis_exprs().items()}
         axes |= {a.name: Expr(()) for a in plan.axes if a.name not in axes}
-        self.printer = IndexPrinter(axes, self._symbol, self._is_wide, self._hoisted)
+        self.printer = IndexPrinter(axes, self._symbol, self._is_wide, self._hoisted, limits)
         self._count(plan)
+
+    def require(self, sizes: Iterable[str]) -> None:
+        """Make these sizes parameters, though the text may not use them."""
+        for name in sizes:
+            self._size(name)
 
     def enter(self, section: Section, region: Region) -> None:
         """Definitions that vary along the loop go into `section` from now on."""
         self._section, self._region = section, region
+
+    @property
+    def limits(self) -> frozenset[IndexLike]:
+        """What must be below 2**31 where widths are guarded."""
+        own = {plain(as_expr(d.extent) + INTERPRETER_POINTS) for d in self.dims if d.guarded}
+        return frozenset(own | (self.printer.limits or set()))
 
     @property
     def top(self) -> list[str]:
@@ -197,14 +221,19 @@ class Addresses:
         if symbol.name in self.by_variable:
             return self.variable(self.by_variable[symbol.name])
         if symbol.kind == "size":
-            if symbol.name not in self.sizes:
-                self.sizes[symbol.name] = self.names.fresh(symbol.name)
-            return self.sizes[symbol.name]
+            return self._size(symbol.name)
         return self.value_text(symbol.name)
+
+    def _size(self, name: str) -> str:
+        if name not in self.sizes:
+            self.sizes[name] = self.names.fresh(name)
+        return self.sizes[name]
 
     def _is_wide(self, symbol: Sym) -> bool:
         if symbol.name in self.by_variable:
             return self.by_variable[symbol.name].wide
+        if symbol.kind == "size":
+            return self.wide_sizes
         return symbol.kind == "value" and self.value_wide(symbol.name)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fusec.codegen.addresses import Addresses, Section
+from fusec.codegen.addresses import Addresses, Section, Widths
 from fusec.codegen.analysis import Analysis, Part, Region, row_dims, spread_of
 from fusec.codegen.hints import Hints
 from fusec.codegen.names import Names
@@ -65,13 +65,14 @@ class Emitter:
         padding: Padding,
         pointers: Mapping[str, str],
         precision: str,
+        widths: Widths = Widths.AS_KNOWN,
     ) -> None:
         self.plan, self.dims, self.analysis, self.names = plan, dims, analysis, names
         self.hints, self.kept, self.padding = hints.names, hints.kept, padding
         self.pointers, self.precision = pointers, precision
         self.values: dict[str, Value] = {}
         self.accumulators: dict[str, list[str]] = {}
-        self.addresses = Addresses(plan, dims, analysis, names, self._index_text, self._index_is_wide)
+        self.addresses = Addresses(plan, dims, analysis, names, self._index_text, self._index_is_wide, widths)
         self.loop = self.addresses.loop
         self.by_name = self.addresses.by_name
         self._enter(Section(), (0, Part.BEFORE))

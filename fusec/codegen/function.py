@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from fusec.codegen.tiles import Tiling
 from fusec.config import Config
+from fusec.ir.index import IndexLike
 from fusec.ir.kernels import Grid, Param, Tile
 from fusec.kernels import device
 
@@ -25,7 +26,10 @@ _MANY = 24  # arguments
 
 @dataclass(frozen=True)
 class Function:
-    """A function written: its parameters, the lines of its body, its grid, and the comment above it."""
+    """A function written: its parameters, the lines of its body, its grid, and the comment above it.
+
+    limits: what must be below 2**31 for its 32-bit indices to be right.
+    """
 
     name: str
     params: tuple[Param, ...]
@@ -33,6 +37,7 @@ class Function:
     grid: Grid
     tiling: Tiling
     comment: tuple[str, ...]
+    limits: frozenset[IndexLike] = frozenset()
 
     @property
     def arguments(self) -> list[str]:

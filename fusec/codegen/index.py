@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from fusec.codegen.text import ADD, ATOM, MUL, UNARY, Text, infix
 from fusec.ir.index import Atom, Expr, FloorDiv, IndexLike, Mod, Monomial, Sym, as_expr, bounds, substitute, symbols_of
+from fusec.ir.sizes import has_sizes, magnitude
 
 INT32_MAX = 2**31 - 1
 
@@ -46,12 +47,15 @@ class IndexPrinter:
     lookup: a symbol (dimension, size or SSA value) -> the variable that holds it.
     wide:   whether a symbol's variable is 64-bit already.
     hoist:  an expression `x // d` or `x % d` -> the variable that holds it, or None to write it in place.
+    limits: where sizes decide whether an expression fits 32 bits, it is written as if it did, and what must stay below
+            2**31 for that is added here, for the launch to check; None: written in 64 bits.
     """
 
     axes: Mapping[str, Expr]
     lookup: Callable[[Sym], str]
     wide: Callable[[Sym], bool]
     hoist: Callable[[Atom], str | None] = _in_place
+    limits: set[IndexLike] | None = None
 
     def flatten(self, expr: IndexLike) -> Expr:
         """The expression over tile dimensions; axes of one dimension recombine where they can."""
@@ -61,13 +65,22 @@ class IndexPrinter:
         """Text of a flattened expression, exact for every point that is not masked."""
         if flat.is_constant:
             return Text(str(flat.constant), ATOM if flat.constant >= 0 else UNARY)
-        if fits_int32(flat):
+        if self._fits(flat):
             return self._sum(flat, widen=False)
         return self._sum(flat, widen=True)
 
     def is_wide(self, flat: Expr) -> bool:
         """True when the text's type is 64-bit."""
-        return not fits_int32(flat) or any(self.wide(s) for s in symbols_of(flat))
+        return not self._fits(flat) or any(self.wide(s) for s in symbols_of(flat))
+
+    def _fits(self, flat: Expr) -> bool:
+        if self.limits is None or fits_int32(flat) or not has_sizes(flat):
+            return fits_int32(flat)
+        largest = magnitude(flat)
+        if largest is None and not any(s.kind == "size" and s.lo < 0 for s in symbols_of(flat)):
+            return False
+        self.limits.add(INT32_MAX + 1 if largest is None else largest)  # a size of any sign is always 64 bits wide
+        return True
 
     def _sum(self, flat: Expr, widen: bool) -> Text:
         terms = _positive_first(flat)

@@ -25,7 +25,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
+import torch
+
+from fusec.codegen.addresses import Widths
 from fusec.codegen.analysis import analyze
 from fusec.codegen.combined import generate_combined
 from fusec.codegen.emit import Emitter
@@ -38,6 +42,7 @@ from fusec.codegen.tiles import Tiling, choose_tiling
 from fusec.config import Config
 from fusec.ir.index import as_int, symbols_of
 from fusec.ir.kernels import DimKind, Grid, KernelPlan, KernelSource, Param
+from fusec.ir.sizes import has_sizes, size_names
 from fusec.ir.types import Buffer
 
 
@@ -48,8 +53,20 @@ def generate_kernel(plan: KernelPlan, table: Mapping[str, Buffer], config: Confi
     """
     if plan.parts:
         return generate_combined(plan, table, config, _pointer_names, _write_part)
+    if not _is_symbolic(plan):
+        return _source(plan, table, config, Widths.AS_KNOWN)
+    source = _source(plan, table, config, Widths.GUARDED)
+    return replace(source, wide=_source(plan, table, config, Widths.WIDE)) if source.limits else source
+
+
+def _is_symbolic(plan: KernelPlan) -> bool:
+    extents = [a.extent for a in plan.axes]
+    return any(has_sizes(e) for e in (*extents, *(x for i in plan.body for x in i.index_exprs)))
+
+
+def _source(plan: KernelPlan, table: Mapping[str, Buffer], config: Config, widths: Widths) -> KernelSource:
     names = Names()
-    function = _write(plan, table, config, names, names.fresh(kernel_name(o.op for o in plan.origins)))
+    function = _write(plan, table, config, names, names.fresh(kernel_name(o.op for o in plan.origins)), widths=widths)
     imports = prologue(function.body)
     code = definition(function.name, function.arguments, function.body)
     tiling = function.tiling
@@ -64,6 +81,8 @@ def generate_kernel(plan: KernelPlan, table: Mapping[str, Buffer], config: Confi
         cache_key=cache_key([*imports, *code], function.params, (function.grid,), tiles, config),
         candidates=tiling.candidates,
         fuse_multiply_add=config.precision != "eager",
+        extents=() if widths is Widths.AS_KNOWN else tuple((d.name, d.extent) for d in tiling.dims),
+        limits=tuple(sorted(function.limits, key=str)),
     )
 
 
@@ -81,18 +100,24 @@ def _write(
     names: Names,
     name: str,
     program: str | None = None,
+    widths: Widths = Widths.AS_KNOWN,
 ) -> Function:
     """program: the variable that holds the number of the program instance; None where the grid gives it."""
     variables = _dimension_names(plan, names)
     pointers = _pointer_names(plan, table, names)
-    tiling = choose_tiling(plan, variables, names, program)
+    tiling = choose_tiling(plan, variables, names, program, widths is Widths.GUARDED)
     analysis = analyze(plan, tiling.dims)
     padding = choose_padding(plan, analysis, tiling.dims)
     hints = value_hints(plan, table)
-    emitter = Emitter(plan, tiling.dims, analysis, names, hints, padding, pointers, _precision(plan, table, config))
+    precision = _precision(plan, table, config)
+    emitter = Emitter(plan, tiling.dims, analysis, names, hints, padding, pointers, precision, widths)
     body = emitter.emit() or ["pass"]
-    params = _params(plan, table, pointers, emitter.addresses.sizes, tiling, body)
-    return Function(name, params, tuple(body), _grid(tiling), tiling, tuple(header(plan, name, pointers)))
+    grid, addresses = _grid(tiling), emitter.addresses
+    if widths is not Widths.AS_KNOWN:  # the launch computes its grid from them
+        addresses.require(size_names((*(extent for extent, _ in grid), *addresses.limits)))
+    params = _params(plan, table, pointers, addresses.sizes, tiling, body, widths)
+    comment = tuple(header(plan, name, pointers))
+    return Function(name, params, tuple(body), grid, tiling, comment, addresses.limits)
 
 
 def _precision(plan: KernelPlan, table: Mapping[str, Buffer], config: Config) -> str:
@@ -158,10 +183,15 @@ def _params(
     sizes: Mapping[str, str],
     tiling: Tiling,
     body: list[str],
+    widths: Widths,
 ) -> tuple[Param, ...]:
     """Pointers in the plan's order, then sizes, then the blocks that the text or the grid uses."""
     result = [Param(pointers[b.name], "pointer", b.name, table[b.name].dtype) for b in plan.buffers]
-    result += [Param(text, "size") for _, text in sorted(sizes.items())]
+    if widths is Widths.AS_KNOWN:
+        result += [Param(text, "size") for _, text in sorted(sizes.items())]
+    else:
+        dtype = torch.int64 if widths is Widths.WIDE else torch.int32
+        result += [Param(text, "size", None, dtype, False, name) for name, text in sorted(sizes.items())]
     joined = "\n".join(body)
     result += [Param(d.block, "block") for d in tiling.dims if d.block in joined or d.program is not None]
     return tuple(result)

@@ -16,12 +16,14 @@ from dataclasses import dataclass, replace
 from fusec.codegen.names import Names
 from fusec.ir.index import Expr, IndexLike, as_expr, as_int, axis_symbol, bounds, delinearize
 from fusec.ir.kernels import DimKind, KernelPlan, Strategy, Tile, TileDim
+from fusec.ir.sizes import hint_of
 from fusec.ir.types import Axis
 
 # The interpreter's cost is per program and op, not per point: few large programs.
 INTERPRETER_POINTS = 1 << 16
 # Triton's limit for the elements of one tensor, tl.TRITON_MAX_TENSOR_NUMEL.
 TENSOR_POINTS = 1 << 20
+INTERPRETER_BLOCK = 1 << 10  # of a symbolic extent; a launch that knows the extent chooses anew
 # Above so many programs a mask is cheaper in the interpreter than blocks that divide the extent.
 INTERPRETER_PROGRAMS = 4096
 
@@ -33,6 +35,7 @@ class Dim:
     variable: holds the flattened index (`row`, `col`, `i`); mask: holds `variable < extent`, if it is needed.
     position: among the kernel's `rank` dimensions; program: grid axis, or None.
     instance: text of the program instance's number along that axis.
+    guarded: the launch checks that the flattened index fits 32 bits.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Dim:
     rank: int
     program: int | None
     instance: str
+    guarded: bool = False
 
     @property
     def block(self) -> str:
@@ -59,7 +63,7 @@ class Dim:
         """True when the flattened index itself needs 64 bits."""
         extent = as_int(self.extent)
         highest = extent if extent is not None else bounds(self.extent)[1]
-        return highest is None or highest + INTERPRETER_POINTS >= 2**31
+        return not self.guarded and (highest is None or highest + INTERPRETER_POINTS >= 2**31)
 
     @property
     def subscript(self) -> str:
@@ -83,10 +87,13 @@ class Tiling:
     candidates: tuple[Tile, ...]
 
 
-def choose_tiling(plan: KernelPlan, variables: dict[str, str], names: Names, program: str | None = None) -> Tiling:
+def choose_tiling(
+    plan: KernelPlan, variables: dict[str, str], names: Names, program: str | None = None, guarded: bool = False
+) -> Tiling:
     """Dims of extent above 1 in tile order, with masks where a block may not divide; the interpreter's blocks.
 
     program: the variable that holds the number of the program instance, where it is not the grid's.
+    guarded: the launch checks that symbolic extents fit 32 bits.
     """
     live = [d for d in plan.dims if as_int(plan.extent(d)) != 1]
     blocks: dict[str, int] = {d.name: 1 for d in plan.dims}
@@ -110,6 +117,7 @@ def choose_tiling(plan: KernelPlan, variables: dict[str, str], names: Names, pro
             rank=len(live),
             program=programs.get(d.name),
             instance=program or f"tl.program_id({programs.get(d.name)})",
+            guarded=guarded and as_int(plan.extent(d)) is None,
         )
         for position, d in enumerate(live)
     )
@@ -130,7 +138,7 @@ def _interpreter_block(plan: KernelPlan, dim: TileDim, extent: int | None, budge
     if dim.kind is DimKind.WHOLE:
         return plan.tile.block(dim.name), extent != plan.tile.block(dim.name)
     if extent is None:
-        return budget, True
+        return min(budget, INTERPRETER_BLOCK), True
     covering = min(budget, 1 << max(extent - 1, 0).bit_length())
     if not extent or not _divides(plan, dim, plan.tile.block(dim.name)):
         return covering, True
@@ -148,7 +156,7 @@ def _program_axes(plan: KernelPlan, live: list[TileDim]) -> dict[str, int]:
     grid = [d for d in live if d.kind is DimKind.GRID]
     if plan.strategy is Strategy.ROW_TILE:
         grid.reverse()
-    programs = {d.name: -(-(as_int(plan.extent(d)) or 0) // plan.tile.block(d.name)) for d in grid}
+    programs = {d.name: -(-hint_of(plan.extent(d)) // plan.tile.block(d.name)) for d in grid}
     if any(programs[d.name] > 65535 for d in grid[1:]):
         grid.sort(key=lambda d: -programs[d.name])
     return {d.name: k for k, d in enumerate(grid)}

@@ -41,9 +41,10 @@ import torch
 from fusec.codegen.hints import buffer_hint
 from fusec.codegen.names import Names, comment
 from fusec.errors import FusecError
-from fusec.ir.index import Atom, Expr, FloorDiv, IndexLike, Mod, Sym, as_int, symbols_of
+from fusec.ir.index import Expr, IndexLike, as_int, symbols_of
 from fusec.ir.kernels import Allocation, BufferPlan, KernelPlan, KernelSource, Schedule
-from fusec.ir.types import Buffer, Extern, Output, Role, TensorView
+from fusec.ir.sizes import as_symbol, size_text, solve_for_size
+from fusec.ir.types import Buffer, Extern, Output, Relation, Role, TensorView
 
 _MAX_LINE = 112
 
@@ -89,9 +90,12 @@ class _Wrapper:
         table = self.schedule.table
         targets: list[str] = []
         for position, name in enumerate(self.schedule.inputs):
-            hint = buffer_hint(table[name]) if name is not None else "size"
+            number = as_symbol(dict(self.schedule.numbers).get(position, 0))
+            hint = buffer_hint(table[name]) if name is not None else number or "size"
             variable = self.names.fresh(hint)
             targets.append(variable)
+            if number is not None:
+                self.sizes.setdefault(number, variable)
             if name is not None and name not in self.variables:
                 self.variables[name] = variable
             assert position == len(targets) - 1
@@ -102,24 +106,41 @@ class _Wrapper:
             else:
                 self.lines.append(f"{joined} = args" if len(targets) > 1 else f"({joined},) = args")
         self.lines.append("args.clear()")
-        self._unpack_sizes()
+        self._unpack_sizes(targets)
         for name, _ in self.schedule.constants:
             variable = self._new(table[name])
             self.lines.append(f"{variable} = rt.constants[{name!r}]")
         self.lines.append("")
 
-    def _unpack_sizes(self) -> None:
-        """A symbolic extent is read from the first input that has it as a dimension."""
+    def _unpack_sizes(self, targets: Sequence[str]) -> None:
+        """A size that is no argument is read from the first input that has it as a dimension, or solved for."""
+        known = [(expr, targets[position]) for position, expr in self.schedule.numbers]
         for name in self.schedule.inputs:
-            if name is None:
-                continue
-            buffer = self.schedule.table[name]
-            for attribute, values in (("shape", buffer.shape), ("stride()", buffer.strides)):
-                for dim, extent in enumerate(values):
-                    atom = extent.single_atom() if isinstance(extent, Expr) else None
-                    if isinstance(atom, Sym) and atom.kind == "size" and atom.name not in self.sizes:
-                        self.sizes[atom.name] = self.names.fresh(atom.name)
-                        self.lines.append(f"{self.sizes[atom.name]} = {self.variables[name]}.{attribute}[{dim}]")
+            known += [] if name is None else self._extents(name)
+        self._learn(known)
+
+    def _extents(self, name: str) -> list[tuple[IndexLike, str]]:
+        """Each symbolic extent and stride of a buffer, and the text of its value."""
+        buffer, variable = self.schedule.table[name], self.variables[name]
+        return [
+            (value, f"{variable}.{attribute}[{dim}]")
+            for attribute, values in (("shape", buffer.shape), ("stride()", buffer.strides))
+            for dim, value in enumerate(values)
+            if as_int(value) is None
+        ]
+
+    def _learn(self, known: Sequence[tuple[IndexLike, str]]) -> None:
+        """Define every size that these values determine: those given as they are first, then c*s + r for s."""
+        for alone in (True, False):
+            for expr, text in known:
+                solved = solve_for_size(expr, self.sizes)
+                if solved is None or (alone and as_symbol(expr) is None):
+                    continue
+                name, factor, rest = solved
+                self.sizes[name] = self.names.fresh(name)
+                value = text if rest == 0 else f"({text} - ({self._int(rest)}))"
+                value = value if factor == 1 else f"{value} // {self._int(factor)}"
+                self.lines.append(f"{self.sizes[name]} = {value}")
 
     def _new(self, buffer: Buffer) -> str:
         variable = self.names.fresh(buffer_hint(buffer))
@@ -153,7 +174,7 @@ class _Wrapper:
         # Equal kernels share a source; its pointers follow the order of each plan's own buffers.
         device = self._device(plan)
         arguments = [self._on_device(b, device) for b in plan.buffers]
-        arguments += [self._size_param(p.name) for p in source.params if p.kind == "size"]
+        arguments += [self._size_param(p.size) for p in source.params if p.kind == "size"]
         self._line(f"rt.launch[{number}](", arguments, ")", f"  # {source.name}")
         written = [self.variables[n] for n in plan.writes if self.schedule.table[n].role is Role.INPUT]
         if written:
@@ -184,7 +205,10 @@ class _Wrapper:
         arguments += [f"{_identifier(k)}={self._argument(v)}" for k, v in extern.kwargs]
         unused = set(dead) - set(extern.reads) - set(extern.mutates)
         outputs = [None if o is None or o in unused else self.schedule.table[o] for o in extern.outputs]
-        targets = ["_" if b is None else self._output_variable(b) for b in outputs]
+        defined = dict(enumerate(extern.defines))
+        targets = [
+            self._output_variable(b) if b is not None else self._define(defined.get(i)) for i, b in enumerate(outputs)
+        ]
         if len(targets) == 1:
             alone = _returns_tensor(extern) or extern.outputs == (None,)  # a call for its effect returns None
             left = f"{targets[0]} = " if alone else f"({targets[0]},) = "
@@ -193,8 +217,16 @@ class _Wrapper:
         self._line(f"{left}rt.extern[{number}](", arguments, ")", f"  # {comment(str(extern.target))}")
         for buffer, variable in zip(outputs, targets, strict=True):
             if buffer is not None:
+                self._learn(self._extents(buffer.name))  # a size that depends on values
                 shape, strides = self._tuple(buffer.shape), self._tuple(buffer.strides)
                 self.lines.append(f"{variable} = rt.restride({variable}, {shape}, {strides})")
+
+    def _define(self, size: str | None) -> str:
+        """The variable for a number that a call returns: "_" unless it is a size."""
+        if size is None:
+            return "_"
+        self.sizes[size] = self.names.fresh(size)
+        return self.sizes[size]
 
     def _output_variable(self, buffer: Buffer) -> str:
         return self.variables.get(buffer.name) or self._new(buffer)
@@ -225,6 +257,8 @@ class _Wrapper:
             return self._view(value)
         if isinstance(value, Expr):
             return self._int(value)
+        if isinstance(value, Relation):
+            return f"{self._int(value.left)} {value.op} {self._int(value.right)}"
         if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
             return f'float("{value}")'
         if value is None or isinstance(value, bool | int | float | str | complex) or value is ...:
@@ -262,18 +296,7 @@ class _Wrapper:
         unknown = [s.name for s in symbols_of(value) if s.name not in self.sizes]
         if unknown:
             raise FusecError(f"no input of {self.schedule.name} has the symbolic size {unknown[0]} as a dimension")
-        return _size_text(value, self.sizes)
-
-
-def _size_text(expr: Expr, sizes: Mapping[str, str]) -> str:
-    def atom(a: Atom) -> str:
-        if isinstance(a, Sym):
-            return sizes[a.name]
-        assert isinstance(a, FloorDiv | Mod)
-        operator = "//" if isinstance(a, FloorDiv) else "%"
-        return f"(({_size_text(a.num, sizes)}) {operator} ({_size_text(a.den, sizes)}))"
-
-    return " + ".join(" * ".join([str(c), *map(atom, monomial)]) for monomial, c in expr.terms)
+        return size_text(value, self.sizes)
 
 
 def _returns_tensor(extern: Extern) -> bool:

@@ -22,8 +22,10 @@ import torch
 from fusec.inspect.reference import buffer_literal, expression_text, identifier, index_bounds, reference_text
 from fusec.ir.index import as_int
 from fusec.ir.kernels import Grid, KernelPlan, KernelSource, Tile
+from fusec.ir.sizes import at_hints
 from fusec.ir.types import Buffer
 from fusec.runtime.grid import block_values
+from fusec.schedule.predicted import predicted_buffers, predicted_plan, size_hints
 
 __all__ = ["dump_stage", "kernel_script", "write_kernel_script"]
 
@@ -49,7 +51,10 @@ def write_kernel_script(path: str | Path, plan: KernelPlan, source: KernelSource
 
 
 def kernel_script(plan: KernelPlan, source: KernelSource, table: Mapping[str, Buffer]) -> str:
-    """The script's text. Extents must be static."""
+    """The script's text. Sizes that are symbolic have their values of the first call."""
+    sizes = size_hints(plan)
+    if sizes:
+        plan, table = predicted_plan(plan), predicted_buffers(table, [b.name for b in plan.buffers])
     pointers = [p.name for p in source.params if p.kind == "pointer"]
     assert len(pointers) == len(plan.buffers), f"{plan.name}: {len(pointers)} pointers, {len(plan.buffers)} buffers"
     names = {b.name: identifier(pointer) for b, pointer in zip(plan.buffers, pointers, strict=True)}
@@ -62,7 +67,7 @@ def kernel_script(plan: KernelPlan, source: KernelSource, table: Mapping[str, Bu
         _buffers_text(plan, names, table),
         _MAKE_INPUTS,
         reference_text(plan, names),
-        _launch_text(source, names, plan),
+        _launch_text(source, names, plan, sizes),
         _MAIN.format(name=source.name, bytes=plan.cost.bytes_read + plan.cost.bytes_written),
     )
     return "\n\n\n".join(parts)
@@ -100,14 +105,13 @@ def _buffers_text(plan: KernelPlan, names: Mapping[str, str], table: Mapping[str
     )
 
 
-def _launch_text(source: KernelSource, names: Mapping[str, str], plan: KernelPlan) -> str:
+def _launch_text(source: KernelSource, names: Mapping[str, str], plan: KernelPlan, sizes: Mapping[str, int]) -> str:
     grid = ", ".join(_programs(source.grid))
     if source.parts:  # one grid axis: the parts' programs follow one another
         grid = " + ".join(" * ".join(_programs(part)) or "1" for part in source.parts)
     arguments = [names[b.name] for b in plan.buffers]
-    sizes = [p.name for p in source.params if p.kind == "size"]
-    assert not sizes, f"{source.name} has symbolic sizes {sizes}: no script"
-    tensors = ", ".join(f'"{p.name}": {a}' for p, a in zip(source.params, arguments, strict=False))
+    given = [*arguments, *(str(sizes[p.size]) for p in source.params if p.kind == "size")]
+    tensors = ", ".join(f'"{p.name}": {a}' for p, a in zip(source.params, given, strict=False))
     return "\n".join(
         (
             "# blocks, warps, stages",
@@ -119,7 +123,7 @@ def _launch_text(source: KernelSource, names: Mapping[str, str], plan: KernelPla
             "    blocks, warps, stages = tile",
             f"    grid = ({grid},)",
             f"    if {arguments[0]}.is_cuda:",
-            f"        {source.name}[grid]({', '.join(arguments)}, **blocks, num_warps=warps, num_stages=stages)",
+            f"        {source.name}[grid]({', '.join(given)}, **blocks, num_warps=warps, num_stages=stages)",
             "    else:",
             f"        interpret({source.name}, grid, {{{tensors}}}, blocks)",
         )
@@ -129,8 +133,8 @@ def _launch_text(source: KernelSource, names: Mapping[str, str], plan: KernelPla
 def _programs(grid: Grid) -> list[str]:
     """The number of programs along each axis, as Python."""
     return [
-        f'triton.cdiv({expression_text(extent)}, blocks["{block}"])' if block else expression_text(extent)
-        for extent, block in grid
+        f'triton.cdiv({extent}, blocks["{block}"])' if block else extent
+        for extent, block in ((expression_text(at_hints(e)), b) for e, b in grid)
     ]
 
 

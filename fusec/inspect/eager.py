@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from fusec.ir.index import IndexLike, as_int, product
+from fusec.ir.index import IndexLike, product
 from fusec.ir.kernels import BufferPlan, KernelPlan, Schedule
+from fusec.ir.sizes import hint_of
 from fusec.ir.types import Buffer, Extern, TensorView, tensor_views
+from fusec.lowering.symbols import NotSymbolic, extent_of, stride_of
 
 __all__ = ["Totals", "eager_totals", "extern_bytes", "fused_totals"]
 
@@ -47,11 +49,13 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _reach(tensor: torch.Tensor) -> int:
-    """Distinct bytes a tensor's elements occupy; an expanded dimension counts once. 0 when symbolic."""
+    """Distinct bytes a tensor's elements occupy, at the first call; an expanded dimension counts once."""
     count = 1
-    for extent, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        if not isinstance(extent, int) or not isinstance(stride, int):
-            return 0
+    for size, step in zip(tensor.shape, tensor.stride(), strict=True):
+        try:
+            extent, stride = hint_of(extent_of(size)), hint_of(stride_of(step))
+        except NotSymbolic:
+            return 0  # a size that fusec does not compute either: the graph runs for each tuple of sizes
         count *= extent if stride else min(extent, 1)
     return count * tensor.element_size()
 
@@ -156,7 +160,7 @@ def _peak(calls: list[list[fx.Node]], last_use: dict[fx.Node, int]) -> int:
 
 
 def _count(extents: Iterable[IndexLike]) -> int:
-    return as_int(product(extents)) or 0
+    return hint_of(product(extents))
 
 
 def _view_bytes(view: TensorView, table: dict[str, Buffer]) -> int:

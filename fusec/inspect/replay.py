@@ -141,19 +141,22 @@ class _Watch:
         self.launches = self.values = self.buffers = 0
         self.differences: list[Difference] = []
 
-    def around(self, plan: KernelPlan, launch: Callable[..., None]) -> Callable[..., None]:
+    def around(self, plan: KernelPlan, launch: Any) -> Callable[..., None]:
+        names = [p.size for p in launch.source.params if p.kind == "size"]
+
         def run(*arguments: Any) -> None:
             tensors = arguments[: len(plan.buffers)]
+            sizes = dict(zip(names, arguments[len(plan.buffers) :], strict=True))
             memory = {b.name: _storage(t, b) for b, t in zip(plan.buffers, tensors, strict=True)}
             launch(*arguments)
             self.launches += 1
             for leaf in plan.leaves:
-                self.evaluate(leaf, memory)
+                self.evaluate(leaf, memory, sizes)
             self.compare_buffers(plan, tensors, memory)
 
         return run
 
-    def evaluate(self, plan: KernelPlan, memory: dict[str, torch.Tensor]) -> None:
+    def evaluate(self, plan: KernelPlan, memory: dict[str, torch.Tensor], sizes: Mapping[str, int]) -> None:
         """Run a plan's lines on a copy of memory, each value that is a node's beside eager's."""
         last = _last_lines(plan)
 
@@ -161,7 +164,7 @@ class _Watch:
             if instr.origin is not None and last.get(instr.origin.node) is instr:
                 self.compare_value(plan, instr, value)
 
-        evaluate_nest(plan.axes, plan.body, self.table, memory, name=plan.name, on_value=on_value)
+        evaluate_nest(plan.axes, plan.body, self.table, memory, name=plan.name, on_value=on_value, sizes=sizes)
 
     def compare_value(self, plan: KernelPlan, instr: Instr, value: torch.Tensor) -> None:
         assert instr.origin is not None
@@ -190,8 +193,7 @@ class _Watch:
                 continue
             self.buffers += 1
             origin = origins[buffer.name]
-            shape = [as_int(n) or 0 for n in buffer.shape]
-            strides = [as_int(n) or 0 for n in buffer.strides]
+            shape, strides = _layout(tensor, buffer)
             got = tensor.detach().cpu().as_strided(shape, strides)
             said = memory[buffer.name].as_strided(shape, strides) if got.numel() else got
             found = _compare(plan.name, "text", buffer.name, origin, said, got, got.dtype)
@@ -218,10 +220,16 @@ def _last_lines(plan: KernelPlan) -> dict[str, Instr]:
 
 def _storage(tensor: torch.Tensor, buffer: Buffer) -> torch.Tensor:
     """A flat copy of a buffer's memory, first element to last."""
-    shape = [as_int(n) or 0 for n in buffer.shape]
-    strides = [as_int(n) or 0 for n in buffer.strides]
-    count = storage_size(shape, strides)
+    count = storage_size(*_layout(tensor, buffer))
     return tensor.detach().as_strided((count,), (1,)).cpu().clone()
+
+
+def _layout(tensor: torch.Tensor, buffer: Buffer) -> tuple[list[int], list[int]]:
+    """Shape and strides of a buffer: its own, or where they are symbolic those of the tensor that stands for it."""
+    shape, strides = [as_int(n) for n in buffer.shape], [as_int(n) for n in buffer.strides]
+    if None in shape or None in strides:
+        return list(tensor.shape), list(tensor.stride())
+    return [n for n in shape if n is not None], [n for n in strides if n is not None]
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

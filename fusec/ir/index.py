@@ -43,6 +43,7 @@ __all__ = [
     "IndexLike",
     "Mod",
     "Sym",
+    "SymbolicSize",
     "as_expr",
     "as_int",
     "axis_symbol",
@@ -84,18 +85,23 @@ class Sym(Atom):
 
     kind: "axis" (a loop variable), "size" (a symbolic extent, constant within a launch) or "value"
     (an SSA value of an integer dtype, named like the value, used as an index).
+    hint: of a size, its value at the first call; for predictions alone, never for what must be true.
     """
 
-    __slots__ = ("hi", "kind", "lo", "name")
+    __slots__ = ("hi", "hint", "kind", "lo", "name")
 
-    def __init__(self, name: str, kind: str, lo: int, hi: int | Expr | None) -> None:
-        self.name, self.kind, self.lo, self.hi = name, kind, lo, hi
+    def __init__(self, name: str, kind: str, lo: int, hi: int | Expr | None, hint: int | None = None) -> None:
+        self.name, self.kind, self.lo, self.hi, self.hint = name, kind, lo, hi, hint
         self.key = name
         self._hash = hash((name, lo, hi))
 
     def __eq__(self, other: object) -> bool:
         return self is other or (
-            isinstance(other, Sym) and self.name == other.name and self.hi == other.hi and self.lo == other.lo
+            isinstance(other, Sym)
+            and self.name == other.name
+            and self.hi == other.hi
+            and self.lo == other.lo
+            and self.hint == other.hint
         )
 
     __hash__ = Atom.__hash__
@@ -141,8 +147,16 @@ def _monomial_key(monomial: Monomial) -> str:
     return "*".join(a.key for a in monomial)
 
 
+class SymbolicSize(TypeError):
+    """A question that only a number answers was asked of an expression over sizes."""
+
+
 class Expr:
-    """An integer polynomial over atoms. Immutable and hashable; build with + - * // % on other Exprs."""
+    """An integer polynomial over atoms. Immutable and hashable; build with + - * // % on other Exprs.
+
+    An order among expressions depends on values: `<` and its like, int() and bool() ask for a constant and are a
+    SymbolicSize error otherwise. `less_than` and `is_nonnegative` answer what the ranges prove.
+    """
 
     __slots__ = ("_hash", "terms")
     terms: tuple[tuple[Monomial, int], ...]
@@ -226,8 +240,45 @@ class Expr:
     def __floordiv__(self, other: IndexLike) -> Expr:
         return floordiv(self, other)
 
+    def __rfloordiv__(self, other: IndexLike) -> Expr:
+        return floordiv(other, self)
+
     def __mod__(self, other: IndexLike) -> Expr:
         return mod(self, other)
+
+    def __rmod__(self, other: IndexLike) -> Expr:
+        return mod(other, self)
+
+    def __int__(self) -> int:
+        if not self.is_constant:
+            raise SymbolicSize(f"{self} is not known at compile time")
+        return self.constant
+
+    __index__ = __int__
+
+    def __float__(self) -> float:
+        return float(int(self))
+
+    def __bool__(self) -> bool:
+        return bool(int(self))
+
+    def __lt__(self, other: IndexLike) -> bool:
+        return int(self) < int(other)
+
+    def __le__(self, other: IndexLike) -> bool:
+        return int(self) <= int(other)
+
+    def __gt__(self, other: IndexLike) -> bool:
+        return int(self) > int(other)
+
+    def __ge__(self, other: IndexLike) -> bool:
+        return int(self) >= int(other)
+
+    def __truediv__(self, other: float) -> float:
+        return int(self) / other
+
+    def __rtruediv__(self, other: float) -> float:
+        return other / int(self)
 
     def __str__(self) -> str:
         return _to_text(self)
@@ -303,9 +354,9 @@ def axis_symbol(name: str, extent: IndexLike) -> Expr:
     return _axis(name, extent)
 
 
-def size_symbol(name: str, lo: int = 0, hi: int | None = None) -> Expr:
-    """A symbolic extent in [lo, hi]."""
-    return _atom_expr(Sym(name, "size", lo, hi))
+def size_symbol(name: str, lo: int = 0, hi: int | None = None, hint: int | None = None) -> Expr:
+    """A symbolic extent in [lo, hi]; hint: its value at the first call."""
+    return _atom_expr(Sym(name, "size", lo, hi, hint))
 
 
 def value_symbol(name: str, hi: IndexLike | None) -> Expr:
@@ -345,14 +396,18 @@ def _mul(a: Expr, b: Expr) -> Expr:
 
 
 def _recombine(table: dict[Monomial, int]) -> Expr:
-    """c*(x % d) + c*d*(x // d) -> c*x, repeated until nothing changes."""
+    """c*(x % d) + c*d*(x // d) -> c*x, repeated until nothing changes; c and d may hold sizes."""
     for monomial, coefficient in list(table.items()):
-        if len(monomial) != 1 or not coefficient or not isinstance(monomial[0], Mod):
+        if not coefficient or not any(isinstance(a, Mod) for a in monomial):
+            continue
+        if len(monomial) != 1 or not monomial[0].den.is_constant:  # type: ignore[attr-defined]
+            rest = _recombined_with_sizes(table, monomial, coefficient)
+            if rest is not None:
+                return _recombine(rest)
             continue
         remainder = monomial[0]
-        den = as_int(remainder.den)
-        if den is None:
-            continue
+        assert isinstance(remainder, Mod)
+        den = remainder.den.constant
         quotient = floordiv(remainder.num, den)
         partner = quotient.single_atom()
         if partner is None or table.get((partner,), 0) != coefficient * den:
@@ -363,6 +418,25 @@ def _recombine(table: dict[Monomial, int]) -> Expr:
             rest[m] = rest.get(m, 0) + c * coefficient
         return _recombine(rest)
     return Expr(_sorted_terms(table))
+
+
+def _recombined_with_sizes(
+    table: Mapping[Monomial, int], monomial: Monomial, coefficient: int
+) -> dict[Monomial, int] | None:
+    """The same where the factor c, or d, holds sizes: s0*(x % d) + s0*d*(x // d) -> s0*x."""
+    remainder = next(a for a in monomial if isinstance(a, Mod))
+    factor = list(monomial)
+    factor.remove(remainder)
+    if not all(isinstance(a, Sym) and a.kind == "size" for a in factor):
+        return None
+    scale = Expr(((tuple(factor), coefficient),))
+    partner = scale * remainder.den * floordiv(remainder.num, remainder.den)
+    if not partner.terms or any(table.get(m, 0) != c for m, c in partner.terms):
+        return None
+    rest = {m: c for m, c in table.items() if m != monomial and m not in dict(partner.terms)}
+    for m, c in (scale * remainder.num).terms:
+        rest[m] = rest.get(m, 0) + c
+    return rest
 
 
 # -- division -------------------------------------------------------------------------------------

@@ -167,6 +167,7 @@ class Schedule:
     outputs: tuple[Output, ...]
     decisions: tuple[FusionDecision, ...] = ()
     constants: tuple[tuple[str, torch.Tensor], ...] = field(default=(), compare=False)
+    numbers: tuple[tuple[int, IndexLike], ...] = ()  # as in a Program
 
     @cached_property
     def table(self) -> dict[str, Buffer]:
@@ -192,13 +193,22 @@ class BufferPlan:
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """A kernel parameter. kind: "pointer", "size" (a symbolic extent), "block" (constexpr)."""
+    """A kernel parameter. kind: "pointer", "size" (a symbolic extent), "block" (constexpr).
+
+    symbol: of a size, the name of its symbol in the schedule; None when the parameter has that name.
+    """
 
     name: str
     kind: str
     buffer: str | None = None  # name in the Schedule this source was first generated for; pointers only
     dtype: torch.dtype | None = None
     aligned: bool = True  # the pointer is 16-byte aligned
+    symbol: str | None = None
+
+    @property
+    def size(self) -> str:
+        """The symbol whose value a size parameter takes."""
+        return self.symbol or self.name
 
 
 Grid = tuple[tuple[IndexLike, Union[str, None]], ...]  # per grid axis: extent, block parameter or None
@@ -214,6 +224,9 @@ class KernelSource:
     parts:     of a combined kernel: the grid of each part. They follow one another along the only grid axis.
     tile:      blocks used on a GPU. interpreter_tile: large blocks for the interpreter, same text.
     cache_key: hash of the text without comments and of everything else that decides the binary.
+    extents:   points of each tile dimension, by name, where some are symbolic.
+    limits:    the text computes in 32 bits what is right only while these expressions over sizes are below 2**31;
+    wide:      the same kernel with 64-bit sizes, for launches where they are not.
     """
 
     name: str
@@ -226,3 +239,6 @@ class KernelSource:
     candidates: tuple[Tile, ...] = ()
     fuse_multiply_add: bool = True  # False where every operation rounds as in eager mode
     parts: tuple[Grid, ...] = ()
+    extents: tuple[tuple[str, IndexLike], ...] = ()
+    limits: tuple[IndexLike, ...] = ()
+    wide: KernelSource | None = None

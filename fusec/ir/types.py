@@ -29,8 +29,9 @@ from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Union
 
-from fusec.ir.index import Expr, IndexLike, as_int, axis_symbol, product, symbols_of
+from fusec.ir.index import Expr, IndexLike, SymbolicSize, axis_symbol, product, symbols_of
 from fusec.ir.ops import OPS, OpKind
+from fusec.ir.sizes import hint_of
 
 if TYPE_CHECKING:
     import torch
@@ -94,8 +95,8 @@ class Buffer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all elements, each once; 0 where a size is symbolic."""
-        return (as_int(self.numel) or 0) * self.itemsize
+        """Bytes of all elements, each once; with symbolic sizes, at the first call."""
+        return hint_of(self.numel) * self.itemsize
 
 
 class AccessMode(Enum):
@@ -250,6 +251,21 @@ class TensorView:
     offset: IndexLike = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A comparison of sizes that a library call receives: left op right, op as in Python."""
+
+    op: str
+    left: IndexLike
+    right: IndexLike
+
+    def __bool__(self) -> bool:
+        raise SymbolicSize(f"{self} is not known at compile time")
+
+    def __str__(self) -> str:
+        return f"{self.left} {self.op} {self.right}"
+
+
 ExternArg = Any  # TensorView | int | float | bool | str | None | torch.dtype | ... | tuples and dicts of these
 
 
@@ -263,6 +279,8 @@ class Extern:
     reason:  why this was not lowered: "library call" for matmul and its kin, "library call: ..." where a call is meant
              for another reason, else a sentence.
     mutates: buffers the call writes in place.
+    defines: names of sizes that are not known before the call: numbers it returns, by position among its outputs.
+             A size that only a returned tensor has is not named here.
     """
 
     name: str
@@ -273,6 +291,7 @@ class Extern:
     origin: Origin | None = field(default=None, compare=False)
     reason: str = "library call"
     mutates: tuple[str, ...] = ()
+    defines: tuple[str | None, ...] = ()
 
     @cached_property
     def reads(self) -> tuple[str, ...]:
@@ -300,7 +319,10 @@ Output = Union[TensorView, IndexLike, None]  # a tensor, a (symbolic) int, or No
 
 @dataclass(frozen=True)
 class Program:
-    """Buffers and the nodes that fill them, in an order that respects every dependence."""
+    """Buffers and the nodes that fill them, in an order that respects every dependence.
+
+    numbers: (position of an argument that is a symbolic number, its value as an expression over sizes).
+    """
 
     name: str
     buffers: tuple[Buffer, ...]
@@ -308,6 +330,7 @@ class Program:
     inputs: tuple[str | None, ...]  # buffer per positional argument; None: an argument that is not a tensor
     outputs: tuple[Output, ...]
     constants: tuple[tuple[str, torch.Tensor], ...] = field(default=(), compare=False)
+    numbers: tuple[tuple[int, IndexLike], ...] = ()
 
     @cached_property
     def table(self) -> dict[str, Buffer]:
@@ -326,3 +349,22 @@ class Program:
     def returned(self) -> frozenset[str]:
         """Names of the buffers that leave the program."""
         return frozenset(o.buffer for o in self.outputs if isinstance(o, TensorView))
+
+
+def size_exprs(node: Node) -> tuple[IndexLike, ...]:
+    """Every expression of a node that may hold sizes: extents, indices, shapes and numbers it is given."""
+    if isinstance(node, LoopNest):
+        return (*(a.extent for a in node.axes), *(e for i in node.body for e in i.index_exprs))
+    return tuple(_numbers_in((node.args, tuple(v for _, v in node.kwargs))))
+
+
+def _numbers_in(value: ExternArg) -> list[IndexLike]:
+    if isinstance(value, Expr):
+        return [value]
+    if isinstance(value, TensorView):
+        return [n for n in (*value.shape, *value.strides, value.offset) if isinstance(n, Expr)]
+    if isinstance(value, Relation):
+        return [n for n in (value.left, value.right) if isinstance(n, Expr)]
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    return [n for item in value for n in _numbers_in(item)] if isinstance(value, tuple | list) else []

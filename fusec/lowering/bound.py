@@ -19,8 +19,9 @@ from torch._ops import HigherOrderOperator
 from torch.utils import _pytree as pytree
 
 from fusec.capture.subgraphs import CompiledSubgraph
+from fusec.ir.index import Expr
 from fusec.ir.types import ExternArg, Role
-from fusec.lowering.context import Context, op_hint, sizes
+from fusec.lowering.context import Context, op_hint, sizes, strides_of
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import NotLowered
 
@@ -57,7 +58,7 @@ def lower_bound(ctx: Context, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """Keep the current node as a call; returns what the node's users see: the same tree with Refs for tensors."""
     leaves, spec = pytree.tree_flatten((_plain(args), _plain(kwargs)), is_leaf=_is_ref)
     given = frozenset(
-        i for i, leaf in enumerate(leaves) if isinstance(leaf, Ref | int | float) and not isinstance(leaf, bool)
+        i for i, leaf in enumerate(leaves) if isinstance(leaf, Ref | int | float | Expr) and not isinstance(leaf, bool)
     )
     target = Bound(ctx.node.target, spec, tuple(None if i in given else v for i, v in enumerate(leaves)), given)
     arguments: list[ExternArg] = [ctx.view(v) if isinstance(v, Ref) else v for i, v in enumerate(leaves) if i in given]
@@ -81,7 +82,7 @@ def _result(ctx: Context, meta: Any) -> Ref | None:
         if meta is not None and ctx.node.users:
             raise NotLowered(f"{ctx.node.target} returns a {type(meta).__name__}")
         return None
-    shape, strides = sizes(meta.shape), sizes(meta.stride())
+    shape, strides = sizes(meta.shape), strides_of(meta)
     return ctx.buffer(op_hint(ctx.node), meta.dtype, shape, strides, str(meta.device), Role.TEMPORARY)
 
 

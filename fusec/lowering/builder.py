@@ -15,6 +15,7 @@ a Value becomes a constant of the Value's dtype.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from functools import reduce
 from typing import Any, Union
 
 import torch
@@ -24,9 +25,10 @@ from fusec.ir.ops import OPS, OpKind, Result
 from fusec.ir.types import Access, AccessMode, Attr, Axis, AxisKind, Instr, LoopNest, Origin
 from fusec.lowering.numbers import Number, converted
 from fusec.lowering.ref import Ref
-from fusec.lowering.registry import LibraryCall
+from fusec.lowering.registry import LibraryCall, NotLowered
+from fusec.lowering.symbols import SymbolicFloat
 
-Operand = Union["Value", bool, int, float]
+Operand = Union["Value", bool, int, float, Expr, SymbolicFloat]
 
 __all__ = [
     "FLOAT8",
@@ -165,9 +167,14 @@ class NestBuilder:
 
     # -- leaves -----------------------------------------------------------------------------------
 
-    def const(self, value: Number, dtype: torch.dtype) -> Value:
-        """A constant. Numbers are converted to the dtype as PyTorch converts a scalar."""
+    def const(self, value: Number | Expr | SymbolicFloat, dtype: torch.dtype) -> Value:
+        """A number. It is converted to the dtype as PyTorch converts a scalar; one of sizes is computed from them."""
         check_dtype(dtype)
+        if isinstance(value, Expr) and not value.is_constant:
+            return self.index(value, dtype)
+        if isinstance(value, SymbolicFloat):
+            return self.cast(symbolic_float(self, value), dtype)
+        value = value.constant if isinstance(value, Expr) else value
         return self._line("const", (), dtype, attrs=(("value", converted(value, dtype)),))
 
     def index(self, expr: IndexLike, dtype: torch.dtype = torch.int64) -> Value:
@@ -320,6 +327,28 @@ class NestBuilder:
 def as_expr_of(value: Value, hi: IndexLike) -> Expr:
     """An SSA value as an index expression in [0, hi]."""
     return value_symbol(value.name, hi)
+
+
+def symbolic_float(nest: NestBuilder, number: SymbolicFloat) -> Value:
+    """A float of sizes, computed in float64 as Python does. NotLowered for a function that kernels do not have."""
+    sizes = dict(number.sizes)
+    binary = {"IntTrueDiv": "div", "FloatTrueDiv": "div", "FloatPow": "pow", "Pow": "pow", "Add": "add", "Mul": "mul"}
+
+    def visit(e: Any) -> Value:
+        kind = type(e).__name__
+        if e.is_Symbol:
+            return nest.index(sizes[str(e)], torch.float64)
+        if e.is_number:
+            return nest.const(float(e), torch.float64)
+        if kind == "ToFloat":
+            return visit(e.args[0])
+        if kind in binary:
+            return reduce(lambda a, b: nest.op(binary[kind], a, b), map(visit, e.args))
+        if kind == "OpaqueUnaryFn_sqrt":
+            return nest.op("sqrt", visit(e.args[0]))
+        raise NotLowered(f"the number {number.expr} is not known at compile time")
+
+    return visit(number.expr)
 
 
 def _key(value: Any) -> Any:

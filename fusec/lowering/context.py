@@ -31,12 +31,14 @@ from torch import fx
 
 from fusec.config import Config
 from fusec.ir.index import IndexLike, as_int
+from fusec.ir.sizes import hint_of, size_names, size_product
 from fusec.ir.types import Buffer, Extern, ExternArg, LoopNest, Node, Origin, Role, TensorView
 from fusec.lowering.builder import NestBuilder, Value, check_dtype, compute_dtype
 from fusec.lowering.numbers import Number
 from fusec.lowering.promotion import converts_float8
 from fusec.lowering.ref import Ref, contiguous_strides
 from fusec.lowering.registry import LibraryCall, NotLowered
+from fusec.lowering.symbols import extent_of, stride_of
 
 PointwiseFn = Callable[..., Value]  # (nest, value, value, ...) -> value
 
@@ -54,6 +56,7 @@ class Context:
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     numbers: dict[str, Number] = field(default_factory=dict)  # 0-dim constants: kernels hold them as numbers
     scalars: set[str] = field(default_factory=set)  # 0-dim inputs on the CPU
+    known_sizes: set[str] = field(default_factory=set)  # names of sizes that arguments or calls have given so far
     made: list[str] = field(default_factory=list)  # the buffers in the order they were made
     _names: dict[str, int] = field(default_factory=dict)  # the last number given to each hint
 
@@ -77,7 +80,7 @@ class Context:
         meta = self.meta if index is None else self.meta[index]
         if str(meta.device) != self.device:
             raise LibraryCall(f"the result lives on {meta.device}, the kernels run on {self.device}")
-        shape, strides = sizes(meta.shape), sizes(meta.stride())
+        shape, strides = sizes(meta.shape), strides_of(meta)
         return self.temporary(meta.dtype, shape, strides if is_dense(shape, strides) else None)
 
     # -- buffers ----------------------------------------------------------------------------------
@@ -103,6 +106,7 @@ class Context:
         role: Role,
     ) -> Ref:
         name = self.unique(hint)
+        self.known_sizes.update(size_names(n for n in (*shape, *strides) if not isinstance(n, int)))
         self.buffers[name] = Buffer(name, dtype, tuple(shape), tuple(strides), device, role, hint)
         self.made.append(name)
         return Ref.whole(name, dtype, shape, strides, device)
@@ -228,22 +232,36 @@ class Context:
         outputs: Sequence[str | None] = (),
         reason: str = "library call",
         mutates: Sequence[str] = (),
+        defines: Sequence[str | None] = (),
     ) -> None:
         """Record `outputs = target(*args, **kwargs)`; tensors are TensorViews already."""
         name = f"x{len(self.nodes)}"
         items = tuple((kwargs or {}).items())
-        self.nodes.append(Extern(name, target, tuple(args), items, tuple(outputs), self.origin, reason, tuple(mutates)))
+        written, defined = tuple(mutates), tuple(defines)
+        self.known_sizes.update(n for n in defined if n is not None)
+        self.nodes.append(
+            Extern(name, target, tuple(args), items, tuple(outputs), self.origin, reason, written, defined)
+        )
 
 
 # -- shapes ---------------------------------------------------------------------------------------
 
 
-def sizes(values: Sequence[Any]) -> tuple[int, ...]:
-    """Extents or strides of a fake tensor as ints."""
+def sizes(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Extents of a fake tensor: ints, and Exprs over sizes where they are symbolic."""
+    return _numbers(values, extent_of)
+
+
+def strides_of(tensor: Any) -> tuple[Any, ...]:
+    """Strides of a fake tensor."""
+    return _numbers(tensor.stride(), stride_of)
+
+
+def _numbers(values: Sequence[Any], convert: Callable[[Any], IndexLike]) -> tuple[Any, ...]:
     try:
-        return tuple(int(v) for v in values)
+        return tuple(convert(v) for v in values)
     except Exception as error:
-        raise NotLowered(f"extents that are not known at compile time: {tuple(values)}") from error
+        raise NotLowered(f"extents that are not known at compile time: {tuple(values)}: {error}") from error
 
 
 def static(extent: IndexLike) -> int:
@@ -276,15 +294,17 @@ def interleave(
 
 def is_dense(shape: Sequence[IndexLike], strides: Sequence[IndexLike]) -> bool:
     """True when the strides address every element of exactly as much memory as the shape needs."""
-    step = 1
-    for stride, extent in sorted(
-        (as_int(s) or 0, as_int(n) or 0) for s, n in zip(strides, shape, strict=True) if n != 1
-    ):
+    step: IndexLike = 1
+    by_stride = sorted(
+        ((s, n) for s, n in zip(strides, shape, strict=True) if n != 1),
+        key=lambda dim: (hint_of(dim[0]), hint_of(dim[1])),
+    )
+    for stride, extent in by_stride:
         if extent == 0:
             return True
         if stride != step:
             return False
-        step *= extent
+        step = size_product(step, extent)
     return True
 
 
@@ -303,4 +323,5 @@ __all__ = [
     "reduction_dims",
     "sizes",
     "static",
+    "strides_of",
 ]

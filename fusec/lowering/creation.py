@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from fusec.ir.index import IndexLike
+from fusec.ir.index import Expr, IndexLike, as_expr
 from fusec.lowering.builder import NestBuilder, Value, compute_dtype
-from fusec.lowering.context import Context, is_dense, sizes
+from fusec.lowering.context import Context, is_dense, sizes, strides_of
 from fusec.lowering.numbers import Number
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import LibraryCall, NotLowered, lowering
@@ -59,7 +59,7 @@ def zeros(ctx: Context, *args: Any, **options: Any) -> Ref:
 
 @lowering(aten.empty_strided, aten.new_empty_strided, prims.empty_strided)
 def empty_strided(ctx: Context, *args: Any, **options: Any) -> Ref:
-    if not is_dense(sizes(ctx.meta.shape), sizes(ctx.meta.stride())):
+    if not is_dense(sizes(ctx.meta.shape), strides_of(ctx.meta)):
         raise LibraryCall("memory with gaps or overlaps is allocated as it is asked for")
     return filled(ctx, 0)
 
@@ -101,6 +101,8 @@ def ranged(ctx: Context, start: Number, step: Number) -> Ref:
 
 
 def _progression(nest: NestBuilder, i: IndexLike, start: Number, step: Number, dtype: torch.dtype) -> Value:
+    if isinstance(start, Expr) or isinstance(step, Expr):
+        return nest.index(as_expr(start) + i * as_expr(step))
     if not dtype.is_floating_point:
         return nest.index(int(start) + i * int(step))
     if float(start).is_integer() and float(step).is_integer():

@@ -20,9 +20,10 @@ from torch.utils import _pytree as pytree
 from fusec.errors import LoweringError
 from fusec.ir.types import Extern, ExternArg, Role, TensorView
 from fusec.lowering.builder import FLOAT8, KERNEL_DTYPES
-from fusec.lowering.context import Context, op_hint, sizes
+from fusec.lowering.context import Context, op_hint, sizes, strides_of
 from fusec.lowering.ref import Ref
-from fusec.lowering.registry import NotLowered
+from fusec.lowering.registry import NotLowered, lowering
+from fusec.lowering.symbols import new_size, number_of
 
 # Packets for which a library is the right answer, by the name of the packet.
 LIBRARY_NAMES = """
@@ -56,12 +57,28 @@ def lower_extern(ctx: Context, args: tuple[Any, ...], kwargs: dict[str, Any], re
     target = copying_form(ctx.node.target)
     mutated: list[Ref] = _mutated(target, args, kwargs)
     inputs = pytree.tree_map_only(Ref, lambda x: _argument(ctx, x, x in mutated), (args, kwargs), is_leaf=_is_ref)
-    outputs, value = _results(ctx, target, args)
+    outputs, value, defines = _results(ctx, target, args)
     if reason is None:
         reason = _reason(target, ctx.node.target, [*_dtypes(args, kwargs), *_result_dtypes(ctx.node.meta.get("val"))])
     mutates = tuple(dict.fromkeys(x.buffer for x in mutated))
-    ctx.extern(target, _frozen(inputs[0]), {k: _frozen(v) for k, v in inputs[1].items()}, outputs, reason, mutates)
+    ctx.extern(
+        target, _frozen(inputs[0]), {k: _frozen(v) for k, v in inputs[1].items()}, outputs, reason, mutates, defines
+    )
     return value
+
+
+@lowering(torch.ops.aten._assert_scalar.default)
+def assert_scalar(ctx: Context, condition: Any, message: str) -> None:
+    """Nothing where the condition is proved."""
+    if condition is not True:
+        ctx.extern(ctx.node.target, (condition, message), outputs=[None])
+
+
+@lowering(
+    *(torch.ops.aten.sym_constrain_range.default, torch.ops.aten.sym_constrain_range_for_size.default),
+)
+def constrain_range(ctx: Context, *_: Any, **__: Any) -> None:
+    """The ranges are those of the graph's symbols already."""
 
 
 def _reason(target: Any, original: Any, dtypes: Sequence[torch.dtype]) -> str:
@@ -119,17 +136,21 @@ def _mutated(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list
     return found
 
 
-def _results(ctx: Context, target: Any, args: tuple[Any, ...]) -> tuple[list[str | None], Any]:
-    """Buffers for what the call returns: their names in order, and the value the graph sees."""
+def _results(ctx: Context, target: Any, args: tuple[Any, ...]) -> tuple[list[str | None], Any, list[str | None]]:
+    """Buffers for what the call returns: their names in order, the value the graph sees, and the sizes it gives."""
     meta = ctx.node.meta.get("val")
     returns_argument = isinstance(target, OpOverload) and target._schema.is_mutable
     if returns_argument and isinstance(meta, torch.Tensor) and args and isinstance(args[0], Ref):
-        return [None], args[0]
+        return [None], args[0], []
     metas = list(meta) if isinstance(meta, tuple | list) else [meta]
-    # A number beside tensors is known: flash attention returns the lengths of its sequences.
-    refs = [m if type(m) is int and len(metas) > 1 else _result(ctx, m) for m in metas]
+    defines = [new_size(m, ctx.known_sizes) for m in metas]
+    # Another number beside tensors is known: flash attention returns the lengths of its sequences.
+    refs = [
+        number_of(m) if name is not None or (isinstance(m, int | torch.SymInt) and len(metas) > 1) else _result(ctx, m)
+        for m, name in zip(metas, defines, strict=True)
+    ]
     value = tuple(refs) if isinstance(meta, tuple | list) else refs[0]
-    return [r.buffer if isinstance(r, Ref) else None for r in refs], value
+    return [r.buffer if isinstance(r, Ref) else None for r in refs], value, defines if any(defines) else []
 
 
 def _result(ctx: Context, meta: Any) -> Ref | None:
@@ -139,7 +160,7 @@ def _result(ctx: Context, meta: Any) -> Ref | None:
         if meta.layout is not torch.strided:
             raise LoweringError(f"{ctx.origin.op} returns a {meta.layout} tensor")
         return ctx.buffer(
-            op_hint(ctx.node), meta.dtype, sizes(meta.shape), sizes(meta.stride()), str(meta.device), Role.TEMPORARY
+            op_hint(ctx.node), meta.dtype, sizes(meta.shape), strides_of(meta), str(meta.device), Role.TEMPORARY
         )
     if ctx.node.users:
         raise LoweringError(f"{ctx.origin.op} turns tensor data into a Python number that later ops use")

@@ -24,7 +24,7 @@ import torch
 from fusec.ir.index import Expr, IndexLike, as_int
 from fusec.ir.types import AccessMode
 from fusec.lowering.builder import NestBuilder, Value, compute_dtype
-from fusec.lowering.context import Context
+from fusec.lowering.context import Context, static
 from fusec.lowering.pooling import Pool
 from fusec.lowering.reduction import require_floating
 from fusec.lowering.ref import Ref
@@ -199,7 +199,7 @@ def _nearest_gradient(ctx: Context, grad: Ref, n: int, shift: float, factors: Se
     blocks = [_block(plan) for plan in plans]
     if all(block is not None for block in blocks):
         whole = [block or 1 for block in blocks]
-        pool = Pool.fixed(grad, [as_int(s) or 0 for s in result.shape], whole, whole, 0, 1, n)
+        pool = Pool.fixed(grad, [static(s) for s in result.shape], whole, whole, 0, 1, n)
         with ctx.nest(result.shape, pool.reduced) as nest:
             nest.store(result, nest.p, pool.reduce(nest, "sum", "add", dtype))
         return result

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -25,19 +25,30 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from fusec.config import Config
 from fusec.errors import LoweringError
-from fusec.ir.index import as_int
+from fusec.ir.index import Expr, IndexLike, SymbolicSize
+from fusec.ir.sizes import size_names
 from fusec.ir.types import Extern, Origin, Output, Program, Role, TensorView
 from fusec.lowering.bound import is_bound, lower_bound
 from fusec.lowering.builder import KERNEL_DTYPES
-from fusec.lowering.context import Context, sizes
+from fusec.lowering.context import Context, sizes, strides_of
 from fusec.lowering.extern import LIBRARY_CALL, is_fallback, lower_extern
 from fusec.lowering.origin import describe, origin_of
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import LibraryCall, NotLowered, find_lowering
+from fusec.lowering.renaming import renamed_sizes
+from fusec.lowering.symbols import NotSymbolic, number_of, symbolic
 
 # torch.utils._python_dispatch: checked with torch 2.11.0 and 2.13.0.
 
 log = logging.getLogger("fusec.lowering")
+
+
+_SIZES_OF = frozenset(
+    {
+        torch.ops.aten.sym_size.int, torch.ops.aten.sym_stride.int, torch.ops.aten.sym_numel.default,
+        torch.ops.aten.sym_storage_offset.default,
+    }
+)  # fmt: skip
 
 
 class Graph(Protocol):
@@ -52,9 +63,24 @@ class Graph(Protocol):
 def lower(graph: Graph, config: Config | None = None, name: str = "program") -> Program:
     """Lower a captured graph. LoweringError, naming the op and the user's line, when that is impossible."""
     walk = _Walk(graph, config or Config())
+    guards = _guards(graph.graph_module.graph.nodes)
     for node in graph.graph_module.graph.nodes:
         walk.visit(node)
-    return walk.program(name)
+    if _guards(graph.graph_module.graph.nodes) != guards:
+        raise LoweringError("lowering fixed a symbolic size")
+    return renamed_sizes(walk.program(name))
+
+
+def _guards(nodes: Iterable[fx.Node]) -> int:
+    """How many guards the ShapeEnv of the graph's symbolic arguments holds; 0 without one."""
+    for node in nodes:
+        value = node.meta.get("val")
+        numbers = (*value.shape, *value.stride()) if isinstance(value, torch.Tensor) else (value,)
+        for number in numbers:
+            env = getattr(number.node, "shape_env", None) if symbolic(number) else None
+            if env is not None:
+                return len(env.guards)
+    return 0
 
 
 class _Walk:
@@ -66,6 +92,7 @@ class _Walk:
         self.context = Context(config, _device(nodes), nodes[0], Origin("", ""))
         self.env: dict[fx.Node, Any] = {}
         self.inputs: list[str | None] = []
+        self.numbers: list[tuple[int, IndexLike]] = []  # arguments that are symbolic numbers
         self.outputs: tuple[Output, ...] = ()
         self.position = {node: i for i, node in enumerate(nodes)}
         self.maker: dict[str, fx.Node] = {}  # which node made a buffer
@@ -98,13 +125,15 @@ class _Walk:
         names = self.graph.names
         hint = names[len(self.inputs)] if len(self.inputs) < len(names) else node.name
         if not isinstance(meta, torch.Tensor):
+            if symbolic(meta):
+                meta = self._number(meta)
+                self.context.known_sizes.update(size_names([meta] if isinstance(meta, Expr) else []))
+                self.numbers.append((len(self.inputs), meta))
             self.inputs.append(None)
             return meta
         if meta.layout is not torch.strided:
             raise LoweringError(f"input {hint!r} is a {meta.layout} tensor; inputs are strided tensors")
-        ref = self.context.buffer(
-            hint, meta.dtype, sizes(meta.shape), sizes(meta.stride()), str(meta.device), Role.INPUT
-        )
+        ref = self.context.buffer(hint, meta.dtype, sizes(meta.shape), strides_of(meta), str(meta.device), Role.INPUT)
         self.inputs.append(ref.buffer)
         if ref.ndim == 0 and ref.device == "cpu":
             self.context.scalars.add(ref.buffer)
@@ -118,7 +147,7 @@ class _Walk:
             return value
         hint = str(node.target).rsplit(".", 1)[-1].strip("_")
         ref = self.context.buffer(
-            hint, value.dtype, sizes(value.shape), sizes(value.stride()), str(value.device), Role.CONSTANT
+            hint, value.dtype, sizes(value.shape), strides_of(value), str(value.device), Role.CONSTANT
         )
         self.context.constants[ref.buffer] = value
         if value.dim() == 0 and value.dtype in KERNEL_DTYPES:
@@ -134,8 +163,10 @@ class _Walk:
     def _call(self, node: fx.Node) -> Any:
         ctx = self.context
         known = node.meta.get("val")
-        if isinstance(known, int | float) and not isinstance(known, torch.SymInt | torch.SymFloat | torch.SymBool):
+        if isinstance(known, int | float) and not symbolic(known):
             return known  # a size or arithmetic on sizes
+        if symbolic(known) and (node.target in _SIZES_OF or not isinstance(node.target, torch._ops.OpOverload)):
+            return self._number(known)
         if torch.Tag.inplace_view in getattr(node.target, "tags", ()):
             raise self._error("the shape of a tensor changes in place")
         self._protect_from_writes(node, self._lowered(node.args))
@@ -151,7 +182,7 @@ class _Walk:
             return function(ctx, *args, **kwargs)
         except LoweringError as error:
             raise self._error(str(error)) from error
-        except NotLowered as refusal:
+        except (NotLowered, NotSymbolic, SymbolicSize) as refusal:
             reason = f"{LIBRARY_CALL}: {refusal}" if isinstance(refusal, LibraryCall) else str(refusal)
             log.info("library call: %s: %s (%s)", node.target, reason, describe(ctx.origin))
         except Exception as error:
@@ -166,19 +197,26 @@ class _Walk:
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             return lower_bound(self.context, args, kwargs)
-        except NotLowered as error:
+        except (NotLowered, NotSymbolic, SymbolicSize) as error:
             raise self._error(str(error)) from error
 
     def _extern(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str | None) -> Any:
         ctx = self.context
         try:
             value = lower_extern(ctx, args, kwargs, reason)
-        except (NotLowered, LoweringError) as error:
+        except (NotLowered, NotSymbolic, SymbolicSize, LoweringError) as error:
             raise self._error(str(error), _describe_args(args, kwargs)) from error
         call = ctx.nodes[-1]
         if ctx.config.strict and isinstance(call, Extern) and is_fallback(call):
             raise self._error(f"it would run as a library call: {call.reason}", _describe_args(args, kwargs))
         return value
+
+    def _number(self, value: Any) -> Any:
+        try:
+            number = number_of(value)
+        except NotSymbolic as error:
+            raise self._error(str(error)) from error
+        return number
 
     def _error(self, reason: str, arguments: str = "...") -> LoweringError:
         origin = self.context.origin
@@ -211,13 +249,13 @@ class _Walk:
             return node  # type: ignore[no-any-return]
         value = self.env[node]
         if not isinstance(value, Ref):
-            if value is None or isinstance(value, int | torch.SymInt):
-                return value  # type: ignore[return-value]
+            if value is None or isinstance(value, int | Expr):
+                return value
             raise LoweringError(f"output {node.name!r} is a {type(value).__name__}; outputs are tensors, ints or None")
         self._give_memory(node)
         returned: Ref = self.env[node]
         self.context.node, self.context.origin = node, origin_of(node)
-        strides = sizes(node.meta["val"].stride())
+        strides = strides_of(node.meta["val"])
         view = returned.tensor_view(strides)
         if view is not None and _same_strides(view, strides):
             return view
@@ -240,7 +278,7 @@ class _Walk:
             return
         ctx = self.context
         ctx.node, ctx.origin = source, origin_of(source)
-        copy = ctx.copied(value, sizes(source.meta["val"].stride()), hint=source.name)
+        copy = ctx.copied(value, strides_of(source.meta["val"]), hint=source.name)
         self.maker[copy.buffer] = source
         self.env[source] = Ref.of_view(copy, value.dtype, value.device)
         for view in reversed(views):
@@ -256,7 +294,8 @@ class _Walk:
         used = {n for node in ctx.nodes for n in (*node.reads, *node.writes)} | whole | set(self.inputs)
         kept = tuple(b for b in buffers if b.name in used)
         constants = tuple((n, t) for n, t in ctx.constants.items() if n in used)
-        return Program(name, kept, tuple(ctx.nodes), tuple(self.inputs), self.outputs, constants)
+        nodes, inputs, numbers = tuple(ctx.nodes), tuple(self.inputs), tuple(self.numbers)
+        return Program(name, kept, nodes, inputs, self.outputs, constants, numbers)
 
 
 def _is_view(target: Any) -> bool:
@@ -267,10 +306,10 @@ def _writes(target: Any) -> bool:
     return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
 
 
-def _same_strides(view: TensorView, strides: Sequence[int]) -> bool:
+def _same_strides(view: TensorView, strides: Sequence[IndexLike]) -> bool:
     if any(n == 0 for n in view.shape):
         return True
-    return all(n == 1 or as_int(a) == b for n, a, b in zip(view.shape, view.strides, strides, strict=True))
+    return all(n == 1 or a == b for n, a, b in zip(view.shape, view.strides, strides, strict=True))
 
 
 def _device(nodes: Sequence[fx.Node]) -> str:

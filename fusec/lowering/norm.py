@@ -46,14 +46,7 @@ aten = torch.ops.aten
 Where = Callable[[Coordinates], Coordinates]  # coordinates of x -> coordinates of a weight or a statistic
 
 
-def _count(split: Split) -> int:
-    count = as_int(split.count)
-    if count is None:
-        raise NotLowered("a norm over an extent known only at run time")
-    return count
-
-
-def _rsqrt_of(count: int, eps: float) -> Finish:
+def _rsqrt_of(count: IndexLike, eps: float) -> Finish:
     return lambda nest, total: nest.op("rsqrt", total / count + eps)
 
 
@@ -61,7 +54,7 @@ def _moments(ctx: Context, x: Ref, split: Split, eps: float) -> tuple[Ref, Ref]:
     """(mean, rstd), one value a row, in the accumulation dtype."""
     mean = mean_of(ctx, x, split)
     rstd = row_temporary(ctx, split, compute_dtype(x.dtype), "rstd")
-    return mean, spread_of(ctx, x, split, mean, rstd, _rsqrt_of(_count(split), eps))
+    return mean, spread_of(ctx, x, split, mean, rstd, _rsqrt_of(split.count, eps))
 
 
 def _scale_shift(
@@ -123,7 +116,7 @@ def rms_norm(
         return value * value
 
     rstd = row_temporary(ctx, split, dtype, "rstd")
-    reduce_rows(ctx, split, "sum", square, dtype, rstd, _rsqrt_of(_count(split), epsilon))
+    reduce_rows(ctx, split, "sum", square, dtype, rstd, _rsqrt_of(split.count, epsilon))
     out, lead = ctx.result(0), x.ndim - len(normalized_shape)
     with ctx.nest(out.shape) as nest:
         value = nest.load_f32(x, nest.p) * nest.load(rstd, nest.p[:lead])
@@ -205,7 +198,7 @@ def _with_batch_statistics(
     """Training mode: (out, mean, rstd, biased variance), one statistic a channel."""
     require_floating(x, weight, bias)
     split, dtype = _channel_split(x), compute_dtype(x.dtype)
-    count = _count(split)
+    count = split.count
     mean = mean_of(ctx, x, split)
     var = row_temporary(ctx, split, dtype, "var")
     spread_of(ctx, x, split, mean, var, lambda nest, total: total / count)
@@ -215,14 +208,20 @@ def _with_batch_statistics(
     return _normalize(ctx, x, mean, rstd, weight, bias, _channel, _channel), mean, rstd, var
 
 
-def _blend(ctx: Context, running: Ref, fresh: Ref, momentum: float, factor: float, index: int) -> Ref:
-    """running * (1 - momentum) + fresh * factor * momentum, as the op's index-th result."""
+def _blend(ctx: Context, running: Ref, fresh: Ref, momentum: float, count: IndexLike | None, index: int) -> Ref:
+    """running * (1 - momentum) + fresh * factor * momentum, as the op's index-th result.
+
+    count: elements a biased variance was taken over; factor count / (count - 1) makes it unbiased. None: factor 1.
+    """
     out = ctx.result(index)
     with ctx.nest(out.shape) as nest:
         value = nest.load(fresh, nest.p)
         old = nest.cast(nest.load(running, nest.p), value.dtype)
-        new = value * factor if factor != 1 else value
-        nest.store(out, nest.p, old * (1 - momentum) + new * momentum)
+        if isinstance(count, int):
+            value = value * (count / (count - 1))
+        elif count is not None:
+            value = value * (nest.index(count, value.dtype) / nest.index(count - 1, value.dtype))
+        nest.store(out, nest.p, old * (1 - momentum) + value * momentum)
     return out
 
 
@@ -230,12 +229,13 @@ def _updated(
     ctx: Context, x: Ref, running: tuple[Ref, Ref], fresh: tuple[Ref, Ref], momentum: float, first: int
 ) -> tuple[Ref | None, Ref | None]:
     """The new running mean and (unbiased) variance, as results `first` and `first + 1`."""
-    count = _count(_channel_split(x))
-    if count < 2:
+    count = _channel_split(x).count
+    if isinstance(count, int) and count < 2:
         raise NotLowered("the running variance of one element a channel")
-    factors = (1.0, count / (count - 1))
     return tuple(  # type: ignore[return-value]
-        _blend(ctx, running[i], fresh[i], momentum, factors[i], first + i) if is_used(ctx.node, first + i) else None
+        _blend(ctx, running[i], fresh[i], momentum, count if i else None, first + i)
+        if is_used(ctx.node, first + i)
+        else None
         for i in range(2)
     )
 

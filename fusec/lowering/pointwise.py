@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
+from fusec.ir.index import Expr
 from fusec.lowering.builder import LOW_PRECISION, NestBuilder, Value, compute_dtype
 from fusec.lowering.context import Context
 from fusec.lowering.numbers import converted
 from fusec.lowering.promotion import Kind, common_dtype
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import lowering
+from fusec.lowering.symbols import SymbolicFloat
 
 aten = torch.ops.aten
 Formula = Callable[..., Value]
@@ -77,4 +79,6 @@ def operand(
         return nest.cast(loaded, dtype)
     if value is None:
         return None
+    if isinstance(value, Expr | SymbolicFloat):  # a number of sizes
+        return nest.cast(nest.const(value, common), dtype) if rounds else nest.const(value, dtype)
     return nest.const(converted(value, common) if rounds else value, dtype)

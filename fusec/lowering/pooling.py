@@ -29,7 +29,7 @@ import torch
 from fusec.ir.index import Expr, IndexLike, as_expr, as_int, floordiv, is_nonnegative, less_than, linearize
 from fusec.ir.ops import identity
 from fusec.lowering.builder import NestBuilder, Value, compute_dtype
-from fusec.lowering.context import Context
+from fusec.lowering.context import Context, sizes
 from fusec.lowering.reduction import is_used, require_floating
 from fusec.lowering.ref import Ref, contiguous_strides
 from fusec.lowering.registry import NotLowered, lowering
@@ -257,7 +257,7 @@ def _average(ctx: Context, pool: Pool, include_padding: bool = True, divisor: in
 
 def _shape(ctx: Context, index: int | None = None) -> tuple[int, ...]:
     meta = ctx.meta if index is None else ctx.meta[index]
-    return tuple(_static(tuple(meta.shape)))
+    return tuple(_static(sizes(meta.shape)))
 
 
 def _avg_pool(

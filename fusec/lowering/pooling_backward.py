@@ -19,15 +19,16 @@ from math import prod
 
 import torch
 
-from fusec.ir.index import Expr, IndexLike, as_expr, as_int, floordiv, is_nonnegative, less_than, linearize
+from fusec.ir.index import Expr, IndexLike, as_expr, floordiv, is_nonnegative, less_than, linearize
 from fusec.lowering.builder import NestBuilder, Value, compute_dtype
-from fusec.lowering.context import Context
+from fusec.lowering.context import Context, static
 from fusec.lowering.pooling import UNROLLED, Window, adaptive_window, fixed_windows
 from fusec.lowering.positions import Checked
 from fusec.lowering.reduction import require_floating
 from fusec.lowering.ref import Ref, contiguous_strides
 from fusec.lowering.registry import lowering
 from fusec.lowering.scatter import Updates, summed
+from fusec.lowering.symbols import extent_of
 
 aten = torch.ops.aten
 
@@ -56,7 +57,7 @@ class Cover:
         def last(i: IndexLike) -> Expr:
             return floordiv((as_expr(i) + 1) * m + n - 1, n) - 1
 
-        spans = [(as_int(last(i)) or 0) - i * m // n + 1 for i in range(n)]
+        spans = [static(last(i)) - i * m // n + 1 for i in range(n)]
         return cls(window, max(spans, default=1), last)
 
     def holds(self, nest: NestBuilder, o: Expr) -> Value | None:
@@ -138,12 +139,12 @@ def _max_gradient(ctx: Context, grad: Ref, indices: Ref, covers: Sequence[Cover]
 
 def _scattered(ctx: Context, grad: Ref, indices: Ref, n: int) -> Ref:
     """zeros with each window's gradient added at its maximum; indices are positions within a plane."""
-    sizes = [int(s) for s in ctx.meta.shape[-n:]]
+    sizes = [static(extent_of(s)) for s in ctx.meta.shape[-n:]]
     planes = contiguous_strides(sizes)
 
     def place(nest: NestBuilder) -> tuple[Sequence[IndexLike], Value | None]:
         checked = Checked(nest)
-        area = (as_int(planes[0]) or 0) * sizes[0]
+        area = planes[0] * sizes[0]
         at = checked.coordinate(nest.load(indices, nest.p), area)
         inner = [at // stride % size if d else at // stride for d, (stride, size) in enumerate(zip(planes, sizes))]
         return (*nest.p[: len(nest.p) - n], *inner), checked.mask

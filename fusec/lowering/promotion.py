@@ -14,8 +14,10 @@ import torch
 from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND as Kind
 from torch._prims_common import elementwise_dtypes
 
+from fusec.ir.index import Expr
 from fusec.lowering.builder import compute_dtype
 from fusec.lowering.ref import Ref
+from fusec.lowering.symbols import SymbolicFloat
 
 # torch._prims_common: checked with torch 2.11.0 and 2.13.0.
 
@@ -33,7 +35,12 @@ def _promoted(operands: tuple[Any, ...], kind: Kind) -> torch.dtype:
 
 def common_dtype(operands: tuple[Any, ...], kind: Kind = Kind.DEFAULT) -> torch.dtype:
     """The dtype operands are brought to: Refs and Python numbers, None is skipped."""
-    key = tuple((o.dtype, o.ndim > 0) if isinstance(o, Ref) else type(o) for o in operands if o is not None)
+    numbers = {Expr: int, SymbolicFloat: float}
+    key = tuple(
+        (o.dtype, o.ndim > 0) if isinstance(o, Ref) else numbers.get(type(o), type(o))
+        for o in operands
+        if o is not None
+    )
     return _promoted(key, kind)
 
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from fusec.ir.index import Expr, IndexLike, as_int, linearize, product
+from fusec.ir.index import Expr, IndexLike, as_int, is_nonnegative, linearize, product
 from fusec.ir.ops import identity
 from fusec.lowering.builder import KERNEL_DTYPES, NestBuilder, Number, Value, compute_dtype
 from fusec.lowering.context import Context, interleave, reduction_dims
@@ -170,20 +170,13 @@ def _accumulated(ctx: Context, op: str, x: Ref, dims: Dims, dtype: torch.dtype |
     split, accumulate = Split.of(x, dims), accumulation_dtype(through)
     if not mean:
         return reduce_rows(ctx, split, op, _load_as(x, through, accumulate), accumulate, out)
-    count = _as_number(split.count)
+    count = split.count
     return reduce_rows(
         ctx, split, op, _load_as(x, through, accumulate), accumulate, out, lambda nest, total: _divided(total, count)
     )
 
 
-def _as_number(count: IndexLike) -> int:
-    value = as_int(count)
-    if value is None:
-        raise NotLowered(f"a mean over {count} elements, known only at run time")
-    return value
-
-
-def _divided(total: Value, count: int) -> Value:
+def _divided(total: Value, count: IndexLike) -> Value:
     return total if count == 1 else total / count
 
 
@@ -351,7 +344,7 @@ def mean_of(ctx: Context, x: Ref, split: Split, out: Ref | None = None) -> Ref:
     """The rows' mean in the accumulation dtype."""
     dtype = compute_dtype(x.dtype)
     out = row_temporary(ctx, split, dtype, "mean") if out is None else out
-    count = _as_number(split.count)
+    count = split.count
     body = _load_as(x, x.dtype, dtype)
     return reduce_rows(ctx, split, "sum", body, dtype, out, lambda nest, total: _divided(total, count))
 
@@ -373,11 +366,16 @@ def _variance(ctx: Context, x: Ref, dims: Dims, correction: Number | None, out: 
     """sum((x - mean)^2) / max(n - correction, 0); its root for a standard deviation. Returns the mean."""
     require_floating(x)
     split = Split.of(x, dims)
-    divisor = max(0.0, _as_number(split.count) - (1 if correction is None else correction))
+    count, less = split.count, 1 if correction is None else correction
     mean = mean_of(ctx, x, split)
 
     def finish(nest: NestBuilder, total: Value) -> Value:
-        value = total / divisor
+        if isinstance(count, int):
+            value = total / max(0.0, count - less)
+        elif less == int(less) and is_nonnegative(count - int(less)):
+            value = total / (count - int(less))
+        else:
+            value = total / nest.op("maximum", nest.index(count, total.dtype) - float(less), 0.0)
         return nest.op("sqrt", value) if root else value
 
     spread_of(ctx, x, split, mean, out, finish)

@@ -18,7 +18,18 @@ from dataclasses import dataclass
 
 import torch
 
-from fusec.ir.index import Expr, IndexLike, as_expr, as_int, axis_symbol, delinearize, linearize, substitute
+from fusec.ir.index import (
+    Expr,
+    IndexLike,
+    as_expr,
+    as_int,
+    axis_symbol,
+    delinearize,
+    is_nonnegative,
+    linearize,
+    substitute,
+)
+from fusec.ir.sizes import affine
 from fusec.ir.types import TensorView
 
 Shape = tuple[IndexLike, ...]
@@ -109,17 +120,17 @@ class Ref:
 
         strides_of_ones: the strides to report for dimensions of extent 0 or 1, where any stride is true.
         """
-        linear = self.index.linear()
-        if linear is None:
+        found = affine(self.index)
+        if found is None:
             return None
-        by_name = {symbol.name: coefficient for symbol, coefficient in linear.items()}
+        by_name = {symbol.name: coefficient for symbol, coefficient in found[0].items()}
         free = contiguous_strides(self.shape) if strides_of_ones is None else strides_of_ones
         strides: list[IndexLike] = []
         for i, extent in enumerate(self.shape):
             coefficient = by_name.pop(f"c{i}", 0)
             strides.append(free[i] if extent in (0, 1) else coefficient)
-        nonnegative = all(s >= 0 for s in strides if isinstance(s, int))
-        return (tuple(strides), self.index.constant) if nonnegative and not by_name else None
+        nonnegative = all(is_nonnegative(s) for s in strides)
+        return (tuple(strides), found[1]) if nonnegative and not by_name else None
 
     def tensor_view(self, strides_of_ones: Sequence[IndexLike] | None = None) -> TensorView | None:
         """This view as a TensorView, or None when it is not a strided view of the stored dtype."""

@@ -30,10 +30,11 @@ from fusec.ir.index import Expr, IndexLike, as_int, product
 from fusec.ir.ops import identity
 from fusec.ir.types import AccessMode
 from fusec.lowering.builder import NestBuilder, Number, Value, compute_dtype
-from fusec.lowering.context import Context, is_dense, sizes
+from fusec.lowering.context import Context, is_dense, sizes, strides_of
 from fusec.lowering.positions import Checked, IndexPlan, at_least_1d, broadcast_at, require_integers
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import NotLowered, lowering
+from fusec.lowering.symbols import extent_of
 
 aten = torch.ops.aten
 
@@ -481,10 +482,11 @@ def as_strided_scatter(
 ) -> Ref:
     """A copy of x whose memory holds part at these strides."""
     source = ctx.node.args[0].meta["val"]  # type: ignore[union-attr]
-    shape, strides = sizes(source.shape), sizes(source.stride())
-    if not is_dense(shape, strides) or strides != sizes(ctx.meta.stride()):
+    shape, strides = sizes(source.shape), strides_of(source)
+    if not is_dense(shape, strides) or strides != strides_of(ctx.meta):
         raise NotLowered("as_strided_scatter into a view with gaps")
-    first = (int(source.storage_offset()) if offset is None else offset) - int(source.storage_offset())
+    start = extent_of(source.storage_offset())
+    first = 0 if offset is None else offset - start
     last = first + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     if first < 0 or last >= prod(shape):
         raise NotLowered("as_strided_scatter outside of its tensor's memory")

@@ -105,9 +105,9 @@ def constant_pad(ctx: Context, x: Ref, pad: Sequence[int], value: Number = 0) ->
         mask: Value | None = None
         for c, n, (left, right) in zip(nest.p, x.shape, pads, strict=True):
             position = nest.index(c)
-            if left > 0:
+            if not isinstance(left, int) or left > 0:
                 mask = _both(mask, position >= left)
-            if right > 0:
+            if not isinstance(right, int) or right > 0:
                 mask = _both(mask, position < nest.index(n + left))
         where = [c - left for c, (left, _) in zip(nest.p, pads, strict=True)]
         nest.store(out, nest.p, nest.load(x, where, mask, value))

@@ -14,10 +14,21 @@ from typing import Any
 import torch
 
 from fusec.errors import LoweringError
-from fusec.ir.index import Expr, IndexLike, floordiv, linearize, mod
-from fusec.lowering.context import Context, sizes, static
+from fusec.ir.index import (
+    Expr,
+    IndexLike,
+    SymbolicSize,
+    as_expr,
+    floordiv,
+    is_nonnegative,
+    linearize,
+    mod,
+    product,
+)
+from fusec.lowering.context import Context, sizes, static, strides_of
 from fusec.lowering.ref import Ref, coordinates
 from fusec.lowering.registry import LibraryCall, NotLowered, lowering
+from fusec.lowering.symbols import extent_of, new_size
 
 aten, prims = torch.ops.aten, torch.ops.prims
 Coords = tuple[Expr, ...]
@@ -129,7 +140,7 @@ def roll(ctx: Context, x: Ref, shifts: int | Sequence[int], dims: int | Sequence
     amounts = [shifts] if isinstance(shifts, int) else list(shifts)
     axes = [dims] if isinstance(dims, int) else list(dims)
     if not axes:
-        return rolled(x.reshape([ctx.meta.numel()]), amounts[0], 0).reshape(x.shape)
+        return rolled(x.reshape([product(x.shape)]), amounts[0], 0).reshape(x.shape)
     for amount, dim in zip(amounts, axes, strict=True):
         x = rolled(x, amount, dim % x.ndim)
     return x
@@ -148,13 +159,39 @@ def rolled(x: Ref, amount: int, dim: int) -> Ref:
 @lowering(aten.slice.Tensor, aten.slice_copy.Tensor)
 def slice_(ctx: Context, x: Ref, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Ref:
     dim %= x.ndim
-    first, _, _ = slice(start, end, step).indices(static(x.shape[dim]))
+    first = _first(start, end, step, x.shape[dim])
+    length = new_size(ctx.meta.shape[dim], ctx.known_sizes)
+    if length is not None:  # the end depends on values
+        ends = (x.shape[dim], 0 if start is None else start, end, step)
+        ctx.extern(slice_length, ends, outputs=[None], defines=[length])
     return x.view(sizes(ctx.meta.shape), along(dim, lambda v: v * step + first))
 
 
+def slice_length(extent: int, start: int, end: int, step: int) -> int:
+    """How many elements of range(extent) the slice start:end:step takes."""
+    return len(range(extent)[start:end:step])
+
+
+def _first(start: IndexLike | None, end: IndexLike | None, step: int, extent: IndexLike) -> IndexLike:
+    """Where a slice begins; with symbolic sizes a start past the end may be returned: the slice is empty then."""
+    if all(v is None or isinstance(v, int) for v in (start, end, extent)):
+        return slice(start, end, step).indices(static(extent))[0]
+    return from_front(0 if start is None else start, extent)
+
+
+def from_front(index: IndexLike, extent: IndexLike) -> IndexLike:
+    """A position counted from the front; a SymbolicSize error where its sign, or its place, is not proved."""
+    if is_nonnegative(index):
+        return index
+    from_end = index + extent
+    if is_nonnegative(-as_expr(index) - 1) and is_nonnegative(from_end):
+        return from_end
+    raise SymbolicSize(f"whether {index} counts from the end depends on sizes")
+
+
 @lowering(aten.narrow)
-def narrow(ctx: Context, x: Ref, dim: int, start: int, length: int) -> Ref:
-    return narrowed(x, dim % x.ndim, start if start >= 0 else start + x.shape[dim], length)
+def narrow(ctx: Context, x: Ref, dim: int, start: IndexLike, length: IndexLike) -> Ref:
+    return narrowed(x, dim % x.ndim, from_front(start, x.shape[dim]), length)
 
 
 def narrowed(x: Ref, dim: int, start: IndexLike, length: IndexLike) -> Ref:
@@ -169,7 +206,7 @@ def select(ctx: Context, x: Ref, dim: int, index: int) -> Ref:
 
 def selected(x: Ref, dim: int, index: int) -> Ref:
     """x[..., index, ...] at dim."""
-    where = index + x.shape[dim] if index < 0 else index
+    where = from_front(index, x.shape[dim])
     return x.view((*x.shape[:dim], *x.shape[dim + 1 :]), lambda c: [*c[:dim], where, *c[dim:]])
 
 
@@ -231,11 +268,11 @@ def unfold(ctx: Context, x: Ref, dim: int, size: int, step: int) -> Ref:
 def as_strided(ctx: Context, x: Ref, size: Sequence[int], stride: Sequence[int], offset: int | None = None) -> Ref:
     """Addresses the storage itself; the view must lie in it as the fake tensor does."""
     source = ctx.node.args[0].meta["val"]  # type: ignore[union-attr]
-    strides = sizes(source.stride())
+    strides = strides_of(source)
     found = x.strided(strides)
     if found is None or tuple(found[0]) != strides:
         raise NotLowered("as_strided of a view that is not laid out as in eager")
-    first = found[1] if offset is None else offset - int(source.storage_offset()) + found[1]
+    first = found[1] if offset is None else offset - extent_of(source.storage_offset()) + found[1]
     buffer = ctx.buffers[x.buffer]
     if static(first) < 0 or _last(size, stride, first) > _last(buffer.shape, buffer.strides, 0):
         raise LoweringError("as_strided reaches outside of the memory of its tensor")
@@ -256,7 +293,7 @@ def _last(shape: Sequence[IndexLike], strides: Sequence[IndexLike], first: Index
 def repeat(ctx: Context, x: Ref, repeats: Sequence[int]) -> Ref:
     shape = sizes(ctx.meta.shape)
     lead = len(shape) - x.ndim
-    return x.view(shape, lambda c: [mod(c[lead + i], n) if n else c[lead + i] for i, n in enumerate(x.shape)])
+    return x.view(shape, lambda c: [mod(c[lead + i], n) if n != 0 else c[lead + i] for i, n in enumerate(x.shape)])
 
 
 @lowering(aten.repeat_interleave.self_int)
@@ -264,9 +301,9 @@ def repeat_interleave(
     ctx: Context, x: Ref, repeats: int, dim: int | None = None, *, output_size: int | None = None
 ) -> Ref:
     if dim is None:
-        x, dim = x.reshape([ctx.meta.numel() // repeats if repeats else 0]), 0
+        x, dim = x.reshape([product(x.shape)]), 0
     dim %= x.ndim
-    return x.view(sizes(ctx.meta.shape), along(dim, lambda v: floordiv(v, repeats) if repeats else v))
+    return x.view(sizes(ctx.meta.shape), along(dim, lambda v: floordiv(v, repeats) if repeats != 0 else v))
 
 
 @lowering(aten.pixel_shuffle)

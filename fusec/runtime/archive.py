@@ -15,6 +15,7 @@ import json
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def save_archive(path: str | Path, kernels: Iterable[Kernel]) -> Archive:
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     rows: dict[str, dict[str, Any]] = {}
-    for kernel in kernels:
+    for kernel in chain.from_iterable(k.variants() for k in kernels):
         for arch, artifact in kernel.artifacts.items():
             request = compile_request(kernel.source, kernel.source.tile, arch)
             row = _row(kernel.source, request, artifact)

@@ -31,6 +31,7 @@ from fusec.runtime.compiler import Artifact, CompileRequest
 from fusec.runtime.executable import Executable
 from fusec.runtime.grid import block_values
 from fusec.runtime.launch import Kernel
+from fusec.runtime.sized import SizedKernel, divisible
 from fusec.runtime.target import Target, resolve_target
 from fusec.runtime.tune import tile_to_json
 from fusec.runtime.worker import TIMEOUT, compile_all
@@ -77,18 +78,26 @@ def build_kernels(
 ) -> tuple[Kernel, ...]:
     """One Kernel per source, in order; equal sources share one."""
     cache = Cache.from_config(config)
-    kernels = {_identity(source): Kernel(source, target) for source in sources}
+    kernels = {_identity(source): _kernel(source, target, config, counters) for source in sources}
+    every = [k for kernel in kernels.values() for k in kernel.variants()]
     jobs: list[Job] = []
-    for kernel in kernels.values():
+    for kernel in every:
         if target.device == "cpu":
             kernel.met_before = _note_text(kernel.source, cache, counters, compiled=bool(target.archs))
         for arch in target.archs:
             jobs += _jobs(kernel, arch, cache, tune=config.mode == "max-autotune" and target.device == "cuda")
     _compile(jobs, cache, config, counters, timeout)
-    _compile(_jobs_without_spills(kernels.values()), cache, config, counters, timeout)
-    for kernel in kernels.values():
+    _compile(_jobs_without_spills(every), cache, config, counters, timeout)
+    for kernel in every:
         _leave_spilling_tile(kernel)
     return tuple(kernels[_identity(source)] for source in sources)
+
+
+def _kernel(source: KernelSource, target: Target, config: Config, counters: Counters | None) -> Kernel:
+    if not any(p.kind == "size" for p in source.params):
+        return Kernel(source, target)
+    even = Kernel(divisible(source), target) if target.archs else None
+    return SizedKernel(source, target, even, lambda other: build_kernels([other], target, config, counters)[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +213,8 @@ def compile_request(source: KernelSource, tile: Tile, arch: int) -> CompileReque
                 aligned.append(position)
         elif param.kind == "size":
             signature.append((param.name, _TYPES[param.dtype or torch.int32]))
+            if param.aligned and param.symbol is not None:  # multiples of 16
+                aligned.append(position)
         else:
             signature.append((param.name, "constexpr"))
             constants.append((param.name, blocks[param.name]))
@@ -265,7 +276,8 @@ def helpers_digest() -> str:
 
 
 def _identity(source: KernelSource) -> tuple[Any, ...]:
-    return source.cache_key, source.name, source.tile, source.interpreter_tile, source.grid, source.parts
+    grids = source.grid, source.parts, source.limits
+    return source.cache_key, source.name, source.tile, source.interpreter_tile, *grids
 
 
 def _note_text(source: KernelSource, cache: Cache, counters: Counters | None, compiled: bool) -> bool:

@@ -26,6 +26,7 @@ from fusec.runtime.graphs import GraphReplay, why_not
 from fusec.runtime.grid import launch_grid
 from fusec.runtime.launch import Kernel, aligned_copy
 from fusec.runtime.module import load_namespace
+from fusec.runtime.sizes import CallSizes
 from fusec.runtime.target import Target, require_cuda
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,8 @@ class Executable:
             raise BuildError(f"{schedule.name}: the wrapper text defines no call(args, rt)")
         self._call: Callable[[list[Any], Runtime], Any] = namespace["call"]
         self._checks = tuple(InputCheck.of(i, schedule.table[n]) if n else None for i, n in enumerate(schedule.inputs))
+        sizes = CallSizes(schedule)
+        self._sizes = sizes if sizes.symbolic else None
         self.graph_reason, self._run = self._choose_run(config)
         self._launches = sum(_launches(k) for k in self.kernels)
         self._externs = len(externs)
@@ -129,7 +132,7 @@ class Executable:
             require_cuda()
         if len(inputs) != len(self._checks):
             raise FusecError(f"{self.schedule.name} takes {len(self._checks)} inputs, got {len(inputs)}")
-        args = [x if check is None else check(x) for x, check in zip(inputs, self._checks, strict=True)]
+        args = self._checked(inputs)
         with torch.no_grad():
             outputs = self._run(args)
             for position in self._mutated:
@@ -139,6 +142,17 @@ class Executable:
             self.counters.kernels_launched += self._launches
             self.counters.extern_calls += self._externs
         return outputs
+
+    def _checked(self, inputs: Sequence[Any]) -> list[Any]:
+        if self._sizes is None:
+            return [x if check is None else check(x) for x, check in zip(inputs, self._checks, strict=True)]
+        layouts = {i: (shape, strides) for i, shape, strides in self._sizes.layouts(self._sizes.values(inputs))}
+        args: list[Any] = []
+        for position, (x, check) in enumerate(zip(inputs, self._checks, strict=True)):
+            if check is not None:
+                x = check.against(x, *layouts.get(position, (check.shape, check.strides)))
+            args.append(x)
+        return args
 
     def _choose_run(self, config: Config) -> tuple[str | None, Callable[[Sequence[Any]], list[Any]]]:
         """How calls run: as they are, or replayed as a CUDA graph; and why not replayed where that was asked for."""
@@ -195,10 +209,14 @@ class InputCheck:
 
     def __call__(self, tensor: Any) -> torch.Tensor:
         """The tensor, or a copy with the strides and the alignment that were compiled for."""
+        return self.against(tensor, self.shape, self.strides)
+
+    def against(self, tensor: Any, shape: tuple[int, ...] | None, strides: tuple[int, ...] | None) -> torch.Tensor:
+        """The same for a shape and strides that the sizes of this call give."""
         if (
             tensor.__class__ in _PLAIN
-            and tensor.stride() == self.strides
-            and tensor.shape == self.shape
+            and tensor.stride() == strides
+            and tensor.shape == shape
             and tensor.dtype is self.dtype
             and tensor.device == self.device
             and not tensor.is_neg()
@@ -214,12 +232,12 @@ class InputCheck:
         if at.type != self.device.type or self.device.index not in (None, at.index):
             error = TargetError if at.type != self.device.type else FusecError
             raise self._mismatch(f"a tensor on {self.device}", f"one on {at}", error)
-        if self.shape is not None and tuple(tensor.shape) != self.shape:
-            raise self._mismatch(f"shape {self.shape}", f"shape {tuple(tensor.shape)}")
+        if shape is not None and tuple(tensor.shape) != shape:
+            raise self._mismatch(f"shape {shape}", f"shape {tuple(tensor.shape)}")
         if tensor.is_conj() or tensor.is_neg():
             tensor = tensor.resolve_conj().resolve_neg()
-        if self.strides is not None and tensor.stride() != self.strides and not same_strides(tensor, self.strides):
-            tensor = self._with_strides(tensor, self.strides)
+        if strides is not None and tensor.stride() != strides and not same_strides(tensor, strides):
+            tensor = self._with_strides(tensor, strides)
         return aligned_copy(tensor) if at.type == "cuda" and tensor.data_ptr() % 16 else tensor
 
     def _with_strides(self, tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:

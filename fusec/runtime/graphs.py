@@ -39,6 +39,8 @@ def why_not(schedule: Schedule, target: Target) -> str | None:
             return f"{buffer.hint or buffer.name} is on the {buffer.device}, and its value would be frozen"
     for step in schedule.steps:
         if isinstance(step, Extern):
+            if step.defines:
+                return f"{step.target} returns a size"
             if step.mutates:
                 return f"{step.target} writes {', '.join(step.mutates)} in place"
             if torch.Tag.dynamic_output_shape in getattr(step.target, "tags", ()):

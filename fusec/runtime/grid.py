@@ -11,8 +11,10 @@ The parts of a combined kernel follow one another along one grid axis: their pro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
+from fusec.codegen.tiles import INTERPRETER_POINTS
 from fusec.ir.index import IndexLike, as_int, evaluate
 from fusec.ir.kernels import Grid, KernelSource, Tile
 
@@ -31,7 +33,7 @@ def block_values(source: KernelSource, tile: Tile) -> dict[str, int]:
 
 def launch_grid(source: KernelSource, tile: Tile, sizes: Sequence[int]) -> tuple[int, ...]:
     """Program instances along each grid axis; 0 where there is nothing to do."""
-    names = [p.name for p in source.params if p.kind == "size"]
+    names = [p.size for p in source.params if p.kind == "size"]
     values = dict(zip(names, sizes, strict=True))
     blocks = block_values(source, tile)
 
@@ -41,6 +43,18 @@ def launch_grid(source: KernelSource, tile: Tile, sizes: Sequence[int]) -> tuple
     if source.parts:
         return (sum(prod(programs(part)) for part in source.parts),)
     return programs(source.grid) or (1,)
+
+
+def interpreter_tile(source: KernelSource, sizes: Sequence[int]) -> Tile:
+    """Blocks for one interpreted launch: symbolic extents are covered whole, as far as INTERPRETER_POINTS go."""
+    values = dict(zip((p.size for p in source.params if p.kind == "size"), sizes, strict=True))
+    blocks = dict(source.interpreter_tile.blocks)
+    symbolic = [(name, _extent(e, values)) for name, e in source.extents if as_int(e) is None]
+    room = INTERPRETER_POINTS // prod(blocks[name] for name, e in source.extents if as_int(e) is not None)
+    for name, extent in reversed(symbolic):
+        blocks[name] = max(min(room, 1 << max(extent - 1, 0).bit_length()), 1)
+        room //= blocks[name]
+    return replace(source.interpreter_tile, blocks=tuple(blocks.items()))
 
 
 def _extent(extent: IndexLike, values: dict[str, int]) -> int:

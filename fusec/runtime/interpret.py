@@ -89,7 +89,8 @@ class InterpretedKernel:
         notice()
         params = self.source.params
         pointers = zip([p.name for p in params if p.kind == "pointer"], tensors, strict=True)
-        values = zip([p.name for p in params if p.kind == "size"], sizes, strict=True)
+        sized = [p for p in params if p.kind == "size"]
+        values = [(p.name, _number(v, p.dtype)) for p, v in zip(sized, sizes, strict=True)]
         run_grid(
             self.source.name,
             self.function,
@@ -100,10 +101,18 @@ class InterpretedKernel:
         )
 
 
+def _number(value: int, dtype: torch.dtype | None) -> Any:
+    """A size as a value of its parameter's dtype."""
+    if dtype is None:
+        return value
+    width = _POINTER_TYPES[dtype]
+    return tl.tensor(TensorHandle(np.array([value], dtype=str(dtype).removeprefix("torch.")), width), width)
+
+
 def run_grid(
     name: str,
     function: Callable[..., None],
-    arguments: Mapping[str, torch.Tensor | int | float],
+    arguments: Mapping[str, Any],
     constants: Mapping[str, Any],
     grid: tuple[int, ...],
     meter: Hook | None = None,

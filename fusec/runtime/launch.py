@@ -22,7 +22,7 @@ import torch
 from fusec.errors import BuildError, TargetError
 from fusec.ir.kernels import KernelSource, Tile
 from fusec.runtime.compiler import Artifact
-from fusec.runtime.grid import block_values, launch_grid
+from fusec.runtime.grid import block_values, interpreter_tile, launch_grid
 from fusec.runtime.interpret import InterpretedKernel
 from fusec.runtime.memory import span
 from fusec.runtime.meter import active_meter
@@ -32,6 +32,7 @@ from fusec.runtime.tune import fastest
 
 Launcher = Callable[..., None]
 
+_REMEMBERED_GRIDS = 4096
 _SIZE_CODES = {torch.int32: "i", torch.int64: "l"}
 
 
@@ -61,6 +62,10 @@ class Kernel:
     def name(self) -> str:
         return self.source.name
 
+    def variants(self) -> tuple[Kernel, ...]:
+        """The kernels that launches choose from: this one."""
+        return (self,)
+
     @property
     def cached(self) -> bool:
         """Nothing had to be compiled for it in this process."""
@@ -86,7 +91,8 @@ class Kernel:
         """Run on CPU tensors, with large blocks unless a tile is given."""
         if self._interpreted is None:
             self._interpreted = InterpretedKernel(self.source)
-        tile = tile or self.source.interpreter_tile
+        if tile is None:
+            tile = interpreter_tile(self.source, sizes) if self.source.extents else self.source.interpreter_tile
         meter = active_meter()
         grid = launch_grid(self.source, tile, sizes)
         self._interpreted.launch(
@@ -134,8 +140,17 @@ def static_launcher(static: Any, source: KernelSource, tile: Tile, artifact: Art
     stream, current = torch._C._cuda_getCurrentRawStream, torch.cuda.current_device
     must_align = tuple(i for i, p in enumerate(q for q in source.params if q.kind == "pointer") if p.aligned)
 
+    grids: dict[tuple[Any, ...], tuple[int, ...]] = {}
+
     def run(*arguments: Any) -> None:
-        grid = launch_grid(source, tile, arguments[pointers:]) if has_sizes else fixed
+        grid = fixed
+        if has_sizes:
+            sizes = arguments[pointers:]
+            if sizes not in grids:
+                if len(grids) >= _REMEMBERED_GRIDS:
+                    grids.clear()
+                grids[sizes] = launch_grid(source, tile, sizes)
+            grid = grids[sizes]
         if 0 in grid:
             return
         addresses = [t.data_ptr() for t in arguments[:pointers]]

@@ -15,7 +15,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fusec.ir.index import Expr, FloorDiv, IndexLike, Mod, Sym, as_expr, as_int, axis_symbol, product, substitute
+from fusec.ir.index import (
+    Expr,
+    FloorDiv,
+    IndexLike,
+    Mod,
+    Sym,
+    as_expr,
+    as_int,
+    axis_symbol,
+    is_nonnegative,
+    product,
+    substitute,
+    symbols_of,
+)
+from fusec.ir.sizes import affine, exact_quotient, has_sizes, hint_of, plain, size_product
 from fusec.ir.types import Axis, AxisKind, Instr, LoopNest
 
 
@@ -72,28 +86,24 @@ class Matcher:
 
     def _pair(self, left_index: Expr, right_index: Expr) -> bool:
         left, right = _access_digits(left_index, self.left), _access_digits(right_index, self.right)
-        if left is None or right is None or left_index.constant != right_index.constant:
+        if left is None or right is None or _offset(left_index) != _offset(right_index):
             return False
         return self._walk(left, right)
 
-    def _walk(self, left: list[tuple[int, Digit]], right: list[tuple[int, Digit]]) -> bool:
+    def _walk(self, left: list[tuple[IndexLike, Digit]], right: list[tuple[IndexLike, Digit]]) -> bool:
         i = 0
         while i < len(left) and i < len(right):
             (left_stride, a), (right_stride, b) = left[i], right[i]
             if left_stride != right_stride:
                 return False
             if a.extent != b.extent:
-                m, n = as_int(a.extent), as_int(b.extent)
-                if m is None or n is None:
+                splits_left = exact_quotient(a.extent, b.extent) is not None
+                if not splits_left and exact_quotient(b.extent, a.extent) is None:
                     return False
-                small = min(m, n)
-                if small < 1 or max(m, n) % small:
-                    return False
-                side = left if m > n else right
-                digit = a if m > n else b
+                side, digit, small = (left, a, b.extent) if splits_left else (right, b, a.extent)
                 low, high = self._split(digit, small)
-                side[i : i + 1] = [(left_stride, low), (left_stride * small, high)]
-                side[i + 1 :] = sorted(side[i + 1 :], key=lambda item: item[0])
+                side[i : i + 1] = [(left_stride, low), (size_product(left_stride, small), high)]
+                side[i + 1 :] = sorted(side[i + 1 :], key=_by_stride)
                 _refresh(left, right, digit, low, high, small)
                 continue
             if a.partner is not b:
@@ -103,7 +113,7 @@ class Matcher:
             i += 1
         return len(left) == len(right)
 
-    def _split(self, digit: Digit, low_extent: int) -> tuple[Digit, Digit]:
+    def _split(self, digit: Digit, low_extent: IndexLike) -> tuple[Digit, Digit]:
         low, high = self._split_one(digit, low_extent)
         if digit.partner is not None:
             other_low, other_high = self._split_one(digit.partner, low_extent)
@@ -111,10 +121,10 @@ class Matcher:
             high.partner, other_high.partner = other_high, high
         return low, high
 
-    def _split_one(self, digit: Digit, low_extent: int) -> tuple[Digit, Digit]:
-        extent = as_int(digit.extent)
-        assert extent is not None
-        low, high = Digit(low_extent), Digit(extent // low_extent)
+    def _split_one(self, digit: Digit, low_extent: IndexLike) -> tuple[Digit, Digit]:
+        quotient = exact_quotient(digit.extent, low_extent)
+        assert quotient is not None
+        low, high = Digit(low_extent), Digit(quotient)
         for side in (self.left, self.right):
             for digits in side.values():
                 for position, candidate in enumerate(digits):
@@ -124,41 +134,48 @@ class Matcher:
         raise AssertionError("a digit belongs to an axis")
 
 
-def _strided(digits: Iterable[Digit]) -> list[tuple[int, Digit]]:
-    result: list[tuple[int, Digit]] = []
-    stride = 1
+def _strided(digits: Iterable[Digit]) -> list[tuple[IndexLike, Digit]]:
+    result: list[tuple[IndexLike, Digit]] = []
+    stride: IndexLike = 1
     for digit in digits:
-        extent = as_int(digit.extent)
-        if extent is None:
-            return []
         result.append((stride, digit))
-        stride *= extent
+        stride = size_product(stride, digit.extent)
     return result
 
 
-def _access_digits(index: Expr, side: Mapping[str, list[Digit]]) -> list[tuple[int, Digit]] | None:
+def _by_stride(item: tuple[IndexLike, Digit]) -> int:
+    """Symbolic strides in the order they have at the first call: what it pairs is checked exactly afterwards."""
+    return hint_of(item[0])
+
+
+def _offset(index: Expr) -> IndexLike:
+    found = affine(index)
+    return index.constant if found is None else found[1]
+
+
+def _access_digits(index: Expr, side: Mapping[str, list[Digit]]) -> list[tuple[IndexLike, Digit]] | None:
     """(stride, digit) of a linear access, smallest stride first; None when it is not linear in axes."""
-    linear = index.linear()
-    if linear is None:
+    found = affine(index)
+    if found is None:
         return None
-    result: list[tuple[int, Digit]] = []
-    for symbol, stride in linear.items():
-        if symbol.kind != "axis" or symbol.name not in side or stride < 0:
+    result: list[tuple[IndexLike, Digit]] = []
+    for symbol, stride in found[0].items():
+        if symbol.kind != "axis" or symbol.name not in side or not is_nonnegative(stride):
             return None
         for digit in side[symbol.name]:
             result.append((stride, digit))
-            extent = as_int(digit.extent)
-            if extent is None:
-                if digit is not side[symbol.name][-1]:
-                    return None
-                break
-            stride *= extent
-    result.sort(key=lambda item: item[0])
+            stride = size_product(stride, digit.extent)
+    result.sort(key=_by_stride)
     return result
 
 
 def _refresh(
-    left: list[tuple[int, Digit]], right: list[tuple[int, Digit]], old: Digit, low: Digit, high: Digit, factor: int
+    left: list[tuple[IndexLike, Digit]],
+    right: list[tuple[IndexLike, Digit]],
+    old: Digit,
+    low: Digit,
+    high: Digit,
+    factor: IndexLike,
 ) -> None:
     # A split digit's partner was split too; if it stands in the other list, replace it there.
     partner = old.partner
@@ -168,8 +185,8 @@ def _refresh(
         for position, (stride, digit) in enumerate(side):
             if digit is partner:
                 assert low.partner is not None and high.partner is not None
-                side[position : position + 1] = [(stride, low.partner), (stride * factor, high.partner)]
-                side.sort(key=lambda item: item[0])
+                side[position : position + 1] = [(stride, low.partner), (size_product(stride, factor), high.partner)]
+                side.sort(key=_by_stride)
                 return
 
 
@@ -278,29 +295,29 @@ def split_for_linearity(nest: LoopNest) -> LoopNest:
     return nest
 
 
-def _cuts(expr: Expr, axes: Sequence[Axis]) -> Iterable[tuple[Axis, int]]:
+def _cuts(expr: Expr, axes: Sequence[Axis]) -> Iterable[tuple[Axis, IndexLike]]:
     for atom in expr.atoms():
         if not isinstance(atom, FloorDiv | Mod):
             continue
         yield from _cuts(atom.num, axes)
-        den = as_int(atom.den)
+        den = plain(atom.den)
         inner = atom.num.single_atom()
-        if den is None or not isinstance(inner, Sym) or inner.kind != "axis":
+        if not isinstance(inner, Sym) or inner.kind != "axis" or any(s.kind != "size" for s in symbols_of(den)):
             continue
         axis = next((a for a in axes if a.name == inner.name), None)
-        extent = None if axis is None else as_int(axis.extent)
-        if axis is not None and extent is not None and extent % den == 0 and 1 < den < extent:
+        high = None if axis is None else exact_quotient(axis.extent, den)
+        if axis is not None and high is not None and high not in (0, 1) and den != 1:
             yield axis, den
 
 
-def split_axis(nest: LoopNest, axis: Axis, divisor: int, names: tuple[str, str] | None = None) -> LoopNest:
+def split_axis(nest: LoopNest, axis: Axis, divisor: IndexLike, names: tuple[str, str] | None = None) -> LoopNest:
     """axis -> (high, low) with axis = divisor*high + low; divisor must divide the extent."""
-    extent = as_int(axis.extent)
-    assert extent is not None and extent % divisor == 0
+    quotient = exact_quotient(axis.extent, divisor)
+    assert quotient is not None
     taken = {a.name for a in nest.axes}
     if names is None:
         names = _fresh(f"{axis.name}h", taken), _fresh(f"{axis.name}l", taken)
-    high, low = Axis(names[0], extent // divisor, axis.kind), Axis(names[1], divisor, axis.kind)
+    high, low = Axis(names[0], quotient, axis.kind), Axis(names[1], divisor, axis.kind)
     mapping = {axis.name: high.symbol * divisor + low.symbol}
     axes = tuple(n for a in nest.axes for n in ((high, low) if a.name == axis.name else (a,)))
     return replace(nest, axes=axes, body=rewrite_axes(nest.body, mapping, {axis.name: names}))
@@ -336,6 +353,8 @@ def _merged(nest: LoopNest, a: Axis, b: Axis) -> LoopNest | None:
     joined = Axis(a.name, extent, a.kind)
     # The new axis takes a's name with a larger extent, so both old symbols are replaced at once.
     mapping = {a.name: joined.symbol // b.extent, b.name: joined.symbol % b.extent}
+    if as_int(b.extent) is None:  # every use is a multiple of extent_b*a + b, which is the new axis itself
+        mapping = {a.name: as_expr(0), b.name: joined.symbol}
     body = rewrite_axes(nest.body, mapping, {a.name: (a.name,), b.name: ()})
     axes = tuple(joined if x.name == a.name else x for x in nest.axes if x.name != b.name)
     return replace(nest, axes=axes, body=body)
@@ -343,6 +362,8 @@ def _merged(nest: LoopNest, a: Axis, b: Axis) -> LoopNest | None:
 
 def _compatible(expr: Expr, a: Axis, b: Axis) -> bool:
     """True when every use of a and b is through extent_b*a + b."""
+    if as_int(b.extent) is None or has_sizes(expr):
+        return _compatible_with_sizes(expr, a, b)
     linear = {m[0].name: c for m, c in expr.terms if len(m) == 1 and isinstance(m[0], Sym)}
     width = as_int(b.extent)
     if width is None or linear.get(a.name, 0) != width * linear.get(b.name, 0):
@@ -351,3 +372,21 @@ def _compatible(expr: Expr, a: Axis, b: Axis) -> bool:
         if isinstance(atom, FloorDiv | Mod) and not (_compatible(atom.num, a, b) and _compatible(atom.den, a, b)):
             return False
     return not any(isinstance(x, Sym) and x.name in (a.name, b.name) for m, _ in expr.terms if len(m) > 1 for x in m)
+
+
+def _compatible_with_sizes(expr: Expr, a: Axis, b: Axis) -> bool:
+    """The same where coefficients, or the extent of b, hold sizes."""
+    factors: dict[str, IndexLike] = {a.name: 0, b.name: 0}
+    for monomial, coefficient in expr.terms:
+        inner = [x for x in monomial if isinstance(x, Sym) and x.name in factors]
+        rest = tuple(x for x in monomial if not (isinstance(x, Sym) and x.name in factors))
+        if len(inner) > 1:
+            return False
+        for symbol in inner:
+            factors[symbol.key] = plain(factors[symbol.key] + Expr(((rest, coefficient),)))
+        for atom in rest:
+            if isinstance(atom, FloorDiv | Mod) and not (
+                _compatible_with_sizes(atom.num, a, b) and _compatible_with_sizes(atom.den, a, b)
+            ):
+                return False
+    return factors[a.name] == size_product(b.extent, factors[b.name])

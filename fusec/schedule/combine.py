@@ -21,6 +21,7 @@ from itertools import chain
 
 from fusec.ir.index import as_int
 from fusec.ir.kernels import DimKind, FusionDecision, KernelCost, KernelPlan, Schedule, Step, Strategy, Tile
+from fusec.ir.sizes import has_sizes, hint_of
 from fusec.ir.types import Buffer, LoopNest
 from fusec.schedule.alike import buffers_of, likeness, signature
 from fusec.schedule.cost import DeviceModel
@@ -108,6 +109,7 @@ def _can_combine(plan: KernelPlan) -> bool:
     grid = [d for d in plan.dims if d.kind is DimKind.GRID and as_int(plan.extent(d)) != 1]
     extents = [as_int(plan.extent(d)) for d in plan.dims]
     known = all(e is not None and 0 < e < LIMIT for e in extents) and all(d.name in ("x", "r") for d in plan.dims)
+    known = known and not any(has_sizes(e) for i in plan.body for e in i.index_exprs)
     return known and len(grid) <= 1 and _family(plan) is not None and len({b.device for b in plan.buffers}) == 1
 
 
@@ -313,7 +315,7 @@ def _read_again(parts: Sequence[KernelPlan], table: dict[str, Buffer], once: Onc
                 if name in shared:
                     counts[name].append(elements)
     for name, found in counts.items():
-        union = min(sum(found), as_int(table[name].numel) or 0) if len(set(found)) > 1 else found[0]
+        union = min(sum(found), hint_of(table[name].numel)) if len(set(found)) > 1 else found[0]
         again += (sum(found) - union) * table[name].itemsize
     return again
 

@@ -20,6 +20,7 @@ from fusec.ir.ops import OPS
 from fusec.ir.types import Axis, Buffer, Instr, LoopNest
 from fusec.schedule.online import online_sums
 from fusec.schedule.phases import count_phases
+from fusec.schedule.predicted import predicted_buffers, predicted_nest
 from fusec.schedule.reduced import ReducedShape, reduced_shape
 from fusec.schedule.strides import unit_axis
 from fusec.schedule.traffic import traffic
@@ -56,7 +57,8 @@ def device_model(target: str | None) -> DeviceModel:
 
 
 def estimate(nest: LoopNest, table: Mapping[str, Buffer], device: DeviceModel) -> KernelCost:
-    """The cost of one launch that runs this body."""
+    """The cost of one launch that runs this body; at the sizes of the first call."""
+    nest, table = predicted_nest(nest), predicted_buffers(table, (*nest.reads, *nest.writes))
     return _estimate(nest.body, nest.axes, tuple((b, table[b]) for b in (*nest.reads, *nest.writes)), device)
 
 
@@ -112,6 +114,7 @@ def _prices(nest: LoopNest, read: int, written: int, flops: int, passes: int, de
 
 def splitting_pays(nest: LoopNest, table: Mapping[str, Buffer], device: DeviceModel) -> bool:
     """True when two launches a pass at full speed are predicted to beat one launch by as few programs as rows."""
+    nest = predicted_nest(nest)
     cost = estimate(nest, table, device)
     passes = _passes(nest.body, nest.axes)
     prices = _prices(nest, cost.bytes_read, cost.bytes_written, cost.flops, passes, device)

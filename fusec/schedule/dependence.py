@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from fusec.ir.kernels import KernelPlan
-from fusec.ir.types import Node
+from fusec.ir.sizes import size_names
+from fusec.ir.types import Extern, LoopNest, Node, size_exprs
 
 
 class Dependence:
@@ -24,8 +25,11 @@ class Dependence:
         self.direct: list[int] = []
         writer: dict[str, int] = {}
         readers: dict[str, int] = {}
+        definer = _definers(nodes)
         for position, node in enumerate(nodes):
             direct = 0
+            for name in _sizes_needed(node) if definer else ():
+                direct |= 1 << definer[name] if name in definer else 0
             for name in node.reads:
                 if name in writer:
                     direct |= 1 << writer[name]
@@ -70,6 +74,18 @@ class Dependence:
         for other in bits(after):
             self.before[other] = self.before[other] & ~both | before | 1 << new
         return new
+
+
+def _definers(nodes: Sequence[Node | KernelPlan]) -> dict[str, int]:
+    """Size -> the call that makes it known, for sizes that no argument has."""
+    return {n: i for i, node in enumerate(nodes) if isinstance(node, Extern) for n in node.defines if n is not None}
+
+
+def _sizes_needed(node: Node | KernelPlan) -> tuple[str, ...]:
+    if not isinstance(node, KernelPlan):
+        return size_names(size_exprs(node))
+    leaves = (LoopNest(leaf.name, leaf.axes, leaf.body) for leaf in node.leaves)
+    return size_names(e for leaf in leaves for e in size_exprs(leaf))
 
 
 def bits(value: int) -> Iterator[int]:

@@ -19,17 +19,22 @@ import torch
 
 from fusec.config import Config
 from fusec.ir.analysis import index_axes, rename, varying
-from fusec.ir.index import Expr, as_expr, as_int, axis_symbol, floordiv, mod, substitute
+from fusec.ir.index import Expr, IndexLike, axis_symbol, floordiv, is_nonnegative, mod, substitute
 from fusec.ir.kernels import FusionDecision
 from fusec.ir.ops import OPS
+from fusec.ir.sizes import affine, hint_of, size_product
 from fusec.ir.types import AccessMode, Buffer, Extern, Instr, LoopNest, Node, Program, Role
 from fusec.schedule.axes import rewrite_axes
 from fusec.schedule.cost import DeviceModel, device_model, estimate
 from fusec.schedule.merge import join, without_stores
 from fusec.schedule.once import Once
+from fusec.schedule.predicted import extent_hint, predicted_nest
 from fusec.schedule.ranges import Range, mask_ranges
 from fusec.schedule.simplify import simplify_nest
 from fusec.schedule.traffic import traffic
+
+# (axis, stride, extent or None for the outermost): axis = (offset // stride) % extent
+Coordinate = tuple[str, IndexLike, IndexLike | None]
 
 
 def inline(
@@ -142,22 +147,22 @@ def _only_store(nest: LoopNest) -> Instr | None:
     return stores[0] if access is not None and access.mode is AccessMode.STORE else None
 
 
-def _inverse(nest: LoopNest, index: Expr) -> list[tuple[str, int, int | None]] | None:
+def _inverse(nest: LoopNest, index: Expr) -> list[Coordinate] | None:
     """(axis, stride, extent or None for the outermost) so that axis = (offset // stride) % extent."""
-    linear = index.linear()
-    if linear is None or any(s.kind != "axis" for s in linear):
+    found = affine(index)
+    if found is None or any(s.kind != "axis" for s in found[0]):
         return None
-    extents = {a.name: as_int(a.extent) for a in nest.axes if a.extent != 1}
-    strides = {s.name: c for s, c in linear.items()}
+    extents = {a.name: a.extent for a in nest.axes if a.extent != 1}
+    strides = {s.name: c for s, c in found[0].items()}
     if strides.keys() != extents.keys():
         return None
-    result: list[tuple[str, int, int | None]] = []
-    room = 1
-    for name, stride in sorted(strides.items(), key=lambda item: item[1]):
+    result: list[Coordinate] = []
+    room: IndexLike = 1
+    for name, stride in sorted(strides.items(), key=lambda item: hint_of(item[1])):
         extent = extents[name]
-        if extent is None or stride < room:
+        if not is_nonnegative(stride - room) or not is_nonnegative(stride - 1):
             return None
-        room = stride * extent
+        room = size_product(stride, extent)
         result.append((name, stride, extent))
     if result:
         name, stride, _ = result[-1]
@@ -169,8 +174,8 @@ def _refusal(
     producer: LoopNest, consumers: list[LoopNest], buffer: str, table: Mapping[str, Buffer], device: DeviceModel
 ) -> str | None:
     """Why not, or None when computing again costs no more than storing and reading back."""
-    size = as_int(table[buffer].numel)
-    if size is None or size == 0:
+    size = hint_of(table[buffer].numel)
+    if size <= 0:
         return f"{producer.name} has no elements"
     cost = sum(OPS[i.op].cost for i in producer.body if i.op not in ("load", "store", "const"))
     loads = sum(i.op == "load" for i in producer.body)
@@ -202,8 +207,9 @@ def _points(nest: LoopNest, buffer: str, flat: bool = False) -> int:
 
     flat: in a kernel with one flattened dimension a value is computed at every point, even where it does not vary.
     """
+    nest = predicted_nest(nest)
     values = varying(nest.body, nest.axes)
-    extents = {a.name: as_int(a.extent) or 0 for a in nest.axes}
+    extents = {a.name: extent_hint(a.extent) for a in nest.axes}
     found = {a.index for a in nest.loads if a.buffer == buffer}
     if flat:
         return len(found) * prod(extents.values())
@@ -219,7 +225,7 @@ def _idle(nest: LoopNest, table: Mapping[str, Buffer], device: DeviceModel) -> f
 def _inlined(
     producer: LoopNest,
     store: Instr,
-    coordinates: list[tuple[str, int, int | None]],
+    coordinates: list[Coordinate],
     consumer: LoopNest,
     buffer: str,
     precision: str,
@@ -243,7 +249,7 @@ def _inlined(
     return replace(consumer, body=joined)
 
 
-def _solved(offset: Expr, coordinates: list[tuple[str, int, int | None]], ranges: list[Range]) -> dict[str, Expr]:
+def _solved(offset: Expr, coordinates: list[Coordinate], ranges: list[Range]) -> dict[str, Expr]:
     """The producer's axes in terms of the element's offset.
 
     Where a mask bounds an expression, it stands as one symbol of that range while the divisions are simplified:
@@ -271,7 +277,7 @@ def _prefixed(lines: tuple[Instr, ...], prefix: str) -> tuple[Instr, ...]:
 def _at(
     producer: LoopNest,
     store: Instr,
-    coordinates: list[tuple[str, int, int | None]],
+    coordinates: list[Coordinate],
     index: Expr,
     alias: str,
     mask: tuple[str, ...],
@@ -279,7 +285,9 @@ def _at(
 ) -> tuple[Instr, ...]:
     """The producer's lines with its axes solved for the element at `index`, storing to `alias`."""
     assert store.access is not None
-    mapping = _solved(index - as_expr(store.access.index.constant), coordinates, ranges)
+    start = affine(store.access.index)
+    assert start is not None, "the store's index has an inverse"
+    mapping = _solved(index - start[1], coordinates, ranges)
     lines: list[Instr] = []
     taken = {i.out for i in producer.body}
     for instr in rewrite_axes(producer.body, mapping, {}):

@@ -9,8 +9,9 @@ the peak: memory waiting to be taken over is memory held.
 
 from __future__ import annotations
 
-from fusec.ir.index import as_int
+from fusec.ir.index import IndexLike
 from fusec.ir.kernels import Allocation, BufferPlan, KernelPlan, Schedule, Step
+from fusec.ir.sizes import hint_of, plain
 from fusec.ir.types import Buffer, Extern, Role, TensorView
 
 
@@ -27,7 +28,7 @@ def _plan(schedule: Schedule, reuse: bool) -> BufferPlan:
     dying = _dying(schedule, owned)
     lent = _possibly_aliased(schedule.steps)
     before: list[tuple[Allocation, ...]] = []
-    free: dict[tuple[object, str, int], list[str]] = {}
+    free: dict[tuple[object, str, IndexLike], list[str]] = {}
     taken: set[str] = set()
     allocated: set[str] = set()
     for i, step in enumerate(schedule.steps):
@@ -87,18 +88,18 @@ def _peak(
     return peak
 
 
-def _elements(buffer: Buffer) -> int:
+def _elements(buffer: Buffer) -> IndexLike:
     """Elements from the first to the last, gaps between rows included."""
-    if not as_int(buffer.numel):
+    if buffer.numel == 0:
         return 0
     sizes = zip(buffer.shape, buffer.strides, strict=True)
-    return 1 + sum(((as_int(n) or 1) - 1) * (as_int(stride) or 0) for n, stride in sizes)
+    return plain(1 + sum((n - 1) * stride for n, stride in sizes))
 
 
 def _bytes(buffer: Buffer) -> int:
-    return _elements(buffer) * buffer.itemsize
+    return hint_of(_elements(buffer)) * buffer.itemsize
 
 
-def _key(buffer: Buffer) -> tuple[object, str, int]:
+def _key(buffer: Buffer) -> tuple[object, str, IndexLike]:
     # Equal dtype and room: the dead tensor's storage serves as it is, with new strides.
     return (buffer.dtype, buffer.device, _elements(buffer))

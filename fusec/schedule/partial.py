@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 from itertools import permutations
 
 from fusec.ir.analysis import eliminate_dead, instr_key, renumber, substitute_axes
-from fusec.ir.index import IndexLike, as_int, delinearize, linearize, product, substitute
+from fusec.ir.index import IndexLike, delinearize, linearize, product, substitute
+from fusec.ir.sizes import hint_of
 from fusec.ir.types import Access, AccessMode, Axis, AxisKind, Instr, LoopNest, Program
 
 __all__ = ["reuse_partial_reductions"]
@@ -60,8 +61,8 @@ def reuse_partial_reductions(program: Program, *, reorder_floats: bool) -> Progr
             if full.position in used or not _can_precede(program, other, full):
                 continue
             rewritten = _over_partial(full, other)
-            size = as_int(program.table[other.partial.buffer].numel)
-            if rewritten is not None and size is not None and (best is None or size < best[0]):
+            size = hint_of(program.table[other.partial.buffer].numel)
+            if rewritten is not None and (best is None or size < best[0]):
                 best = (size, other, rewritten)
         if best is not None:
             _, other, rewritten = best
@@ -115,7 +116,7 @@ def _over_partial(full: _Reduction, partial: _Reduction) -> LoopNest | None:
         return None
     mine = [x for x in full.nest.axes if x.extent != 1]
     theirs = [x for x in partial.nest.axes if x.extent != 1]
-    if as_int(product(x.extent for x in mine)) != as_int(product(x.extent for x in theirs)):
+    if product(x.extent for x in mine) != product(x.extent for x in theirs):
         return None
     expected = _keys(partial.operand)
     for order in permutations(theirs):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from fusec.ir.analysis import instr_axes, renumber, varying
-from fusec.ir.index import as_int
+from fusec.ir.index import IndexLike, as_int, product
 from fusec.ir.kernels import DimKind, KernelPlan, Strategy, Tile, TileDim
 from fusec.ir.ops import OPS
 from fusec.ir.types import Axis, Buffer, Instr, LoopNest
@@ -26,6 +26,7 @@ from fusec.schedule.fuse import Group
 from fusec.schedule.once import Once
 from fusec.schedule.online import online_sums
 from fusec.schedule.phases import split_phases
+from fusec.schedule.predicted import extent_hint, predicted_nest
 from fusec.schedule.reduced import ReducedShape, reduced_axes, reduced_shape
 from fusec.schedule.split import is_workspace
 from fusec.schedule.strides import axis_order, unit_axis_of, weighted_accesses
@@ -93,7 +94,7 @@ def _row_shape(nest: LoopNest, reduced: frozenset[str], table: Mapping[str, Buff
 
 def _pointwise_shape(nest: LoopNest, table: Mapping[str, Buffer]) -> _Shape:
     axes = axis_order(nest, nest.axes, table)
-    extents = {a.name: as_int(a.extent) or 1 for a in axes}
+    extents = {a.name: _typical(a.extent, MIN_TILE_EXTENT) or 1 for a in axes}
     units = _heavy_unit_axes(nest, table)
     wide = [u for u in units if extents[u] >= MIN_TILE_EXTENT]
     if len(wide) < 2:
@@ -145,7 +146,7 @@ def _heavy_unit_axes(nest: LoopNest, table: Mapping[str, Buffer]) -> list[str]:
     heaviest = accesses[0][0] if accesses else 0
     units: list[str] = []
     for weight, access in accesses:
-        unit = unit_axis_of(access, nest.axes)
+        unit = unit_axis_of(access, predicted_nest(nest).axes)
         if unit is not None and weight >= HEAVY * heaviest and unit not in units:
             units.append(unit)
     return units
@@ -233,7 +234,9 @@ def _strategy(
     nest: LoopNest, shape: _Shape, reduced: frozenset[str], table: Mapping[str, Buffer], device: DeviceModel
 ) -> tuple[Strategy, list[Tile], str]:
     """The strategy, tiles to use (the first) or to measure (the rest), and the looped tile dimension or ""."""
-    extents = {"x": 1} | {d: prod(as_int(a.extent) or 0 for a in nest.axes if a.name in axes) for d, axes in shape.dims}
+    lengths = {d: product(a.extent for a in nest.axes if a.name in axes) for d, axes in shape.dims}
+    extents = {"x": 1} | {d: _typical(n, _TYPICAL[d]) for d, n in lengths.items()}
+    known = as_int(lengths.get("r", 1)) is not None
     live = max(max_live(nest.body, nest.axes), 1)
     if not reduced:
         if shape.rows:
@@ -246,11 +249,20 @@ def _strategy(
     split = any(is_workspace(table[b]) for b in nest.writes)
     units = _heavy_unit_axes(nest, table)
     if units and units[0] not in reduced and extents["x"] > 1:
-        tiles, looped = _column_tiles(extents, live)
+        tiles, looped = _column_tiles(extents, live, known)
     else:
-        tiles, looped = _row_tiles(extents, live, device)
+        tiles, looped = _row_tiles(extents, live, device, known)
     row = Strategy.LOOPED_ROW if looped else Strategy.PERSISTENT_ROW
     return (Strategy.SPLIT_ROW if split and not looped else row), tiles, "r" if looped else ""
+
+
+# What a symbolic extent is taken for at least: block sizes must suit the long sizes, short ones are quick anyway.
+_TYPICAL = {"x": 1 << 20, "y": 1 << 10, "r": 1 << 10, "q": 8}
+
+
+def _typical(extent: IndexLike, least: int) -> int:
+    """An extent for choosing blocks."""
+    return extent if isinstance(extent, int) else max(extent_hint(extent), least)
 
 
 def _flat(points: int, nest: LoopNest, table: Mapping[str, Buffer], live: int, device: DeviceModel) -> list[Tile]:
@@ -289,10 +301,11 @@ def _row_tile(extents: Mapping[str, int], live: int) -> list[Tile]:
     return [Tile((("y", y), ("x", x)), warps), Tile((("y", 2 * y), ("x", x)), 8)]
 
 
-def _row_tiles(extents: Mapping[str, int], live: int, device: DeviceModel) -> tuple[list[Tile], bool]:
+def _row_tiles(extents: Mapping[str, int], live: int, device: DeviceModel, known: bool) -> tuple[list[Tile], bool]:
+    """known: the length of a row is a number; else only a loop is right for every length."""
     rows, columns = extents["x"], extents["r"]
     whole = next_power_of_2(max(columns, 1))
-    if whole <= 2 * PERSISTENT_LIMIT:
+    if known and whole <= 2 * PERSISTENT_LIMIT:
         tile = _persistent_tile(rows, whole, live, device)
         if tile is not None:
             return [tile], False
@@ -318,11 +331,11 @@ def _persistent_tile(rows: int, whole: int, live: int, device: DeviceModel) -> T
     return Tile((("x", block), ("r", whole)), warps) if registers_needed(points, warps, live) <= limit else None
 
 
-def _column_tiles(extents: Mapping[str, int], live: int) -> tuple[list[Tile], bool]:
+def _column_tiles(extents: Mapping[str, int], live: int, known: bool) -> tuple[list[Tile], bool]:
     rows, columns = extents["x"], extents["r"]
     x = min(64, next_power_of_2(rows))
     whole = next_power_of_2(max(columns, 1))
-    if whole * x <= 4096 and registers_needed(whole * x, 4, live) <= 160:
+    if known and whole * x <= 4096 and registers_needed(whole * x, 4, live) <= 160:
         return [Tile((("x", x), ("r", whole)), 4)], False
     r = max(min(4096 // x if live <= 4 else 2048 // x, whole), 1)
     return [Tile((("x", x), ("r", r)), 8)], True

@@ -14,10 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
 
 from fusec.ir.analysis import instr_axes, varying
-from fusec.ir.index import as_int
+from fusec.ir.index import as_int, product
 from fusec.ir.types import Axis, Instr, LoopNest
 from fusec.schedule.strides import unit_axis
 
@@ -44,7 +43,7 @@ def reduced_axes(body: Sequence[Instr]) -> frozenset[str]:
 @lru_cache(maxsize=4096)
 def reduced_shape(body: tuple[Instr, ...], axes: tuple[Axis, ...]) -> ReducedShape | str:
     """The shape of the reductions, or why they do not fit into one kernel."""
-    extents = {a.name: as_int(a.extent) or 0 for a in axes}
+    extents = {a.name: a.extent for a in axes}
     sets = {frozenset(a for a in i.row_axes if a in extents) for i in body if i.row_axes} - {frozenset()}
     orders = {tuple(a for a in i.scanned_axes if a in extents) for i in body if i.scanned_axes}
     if len(orders) > 1:
@@ -60,7 +59,8 @@ def reduced_shape(body: tuple[Instr, ...], axes: tuple[Axis, ...]) -> ReducedSha
     if whole is None:
         return refusal
     (loop,) = sets - {whole}
-    if prod(extents[a] for a in whole) > WHOLE_LIMIT:
+    columns = as_int(product(extents[a] for a in whole))
+    if columns is None or columns > WHOLE_LIMIT:
         return f"{refusal}; the row is too long to be held beside the sums along the columns"
     if _column_results_used(body, axes, loop):
         return f"{refusal}; what is summed along the rows would be needed inside the same loop"

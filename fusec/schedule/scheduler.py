@@ -58,7 +58,7 @@ def schedule(program: Program, config: Config, once: Once | None = None, apart: 
     used = {b for step in steps for b in (*step.reads, *step.writes)} | program.returned
     kept = tuple(b for b in program.buffers if b.name in used or b.role in (Role.INPUT, Role.CONSTANT))
     inputs, outputs = program.inputs, program.outputs
-    planned = Schedule(program.name, kept, tuple(steps), inputs, outputs, decisions, program.constants)
+    planned = Schedule(program.name, kept, tuple(steps), inputs, outputs, decisions, program.constants, program.numbers)
     return combine(planned, device, once, apart) if config.fusion else planned
 
 

@@ -18,18 +18,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import permutations
-from math import prod
 
 import torch
 
 from fusec.ir.analysis import eliminate_dead, varying
-from fusec.ir.index import Expr, as_int, linearize
+from fusec.ir.index import Expr, IndexLike, as_expr, linearize, product
 from fusec.ir.ops import identity
+from fusec.ir.sizes import exact_quotient, plain
 from fusec.ir.types import Access, AccessMode, Axis, AxisKind, Buffer, Instr, LoopNest, Node, Program, Role
 from fusec.schedule.axes import merge_axes, rewrite_axes, without_unit_axes
 from fusec.schedule.cost import DeviceModel, splitting_pays
 from fusec.schedule.fuse import MANY_READERS, Group, Item
 from fusec.schedule.once import Once
+from fusec.schedule.predicted import extent_hint, points
 from fusec.schedule.reduced import WHOLE_LIMIT, reduced_axes
 from fusec.schedule.strides import unit_axis
 
@@ -124,7 +125,7 @@ def slices_beside(rows: LoopNest, columns: LoopNest, table: Mapping[str, Buffer]
     if 2 * sum(table[n].nbytes for n in shared) < sum(table[n].nbytes for n in columns.reads):
         return 1
     sizes = [
-        prod(as_int(a.extent) or 1 for a in nest.axes if (a.name in reduced) == inside)
+        points(a for a in nest.axes if (a.name in reduced) == inside)
         for nest, reduced in ((rows, across), (columns, along))
         for inside in (False, True)
     ]
@@ -137,8 +138,8 @@ def slices_beside(rows: LoopNest, columns: LoopNest, table: Mapping[str, Buffer]
 def slices_for(nest: LoopNest, device: DeviceModel) -> int:
     """How many programs should share one row; 1 when the rows alone fill the device."""
     reduced = reduced_axes(nest.body)
-    rows = prod(as_int(a.extent) or 1 for a in nest.axes if a.name not in reduced)
-    columns = prod(as_int(a.extent) or 1 for a in nest.axes if a.name in reduced)
+    rows = max(points(a for a in nest.axes if a.name not in reduced), 1)
+    columns = max(points(a for a in nest.axes if a.name in reduced), 1)
     if not reduced or nest.scans or rows * columns < MIN_POINTS:
         return 1
     if unit_axis(nest) not in reduced and rows > 1:
@@ -162,12 +163,9 @@ def _split(nest: LoopNest, slices: int, program: Program) -> tuple[LoopNest, Loo
         return None
     flat = merge_axes(without_unit_axes(nest), lambda a, b: a.is_reduction and b.is_reduction)
     (reduction,) = flat.reductions
-    axis = max((a for a in flat.axes if a.name in reduction.reduced_axes), key=lambda a: as_int(a.extent) or 0)
-    extent = as_int(axis.extent)
-    assert extent is not None and reduction.out is not None
-    slices = min(slices, extent)
-    chunk = _chunk(extent, slices)
-    slices = -(-extent // chunk)
+    axis = max((a for a in flat.axes if a.name in reduction.reduced_axes), key=lambda a: extent_hint(a.extent))
+    assert reduction.out is not None
+    slices, chunk = _cut(axis.extent, slices)
     if slices < 2:
         return None
     outer, inner = Axis(f"{axis.name}s", slices), Axis(axis.name, chunk, AxisKind.REDUCTION)
@@ -177,14 +175,22 @@ def _split(nest: LoopNest, slices: int, program: Program) -> tuple[LoopNest, Loo
         f"{nest.name}_partial",
         reduction.dtype,
         tuple(a.extent for a in (outer, *kept)),
-        _contiguous([as_int(a.extent) or 1 for a in (outer, *kept)]),
+        _contiguous([a.extent for a in (outer, *kept)]),
         device,
         Role.TEMPORARY,
         WORKSPACE,
     )
     where = linearize([a.symbol for a in (outer, *kept)], workspace.strides)  # slices apart, rows adjacent
-    partial = _partial(flat, reduction, axis, outer, inner, extent, Access(workspace.name, where, AccessMode.STORE))
+    partial = _partial(flat, reduction, axis, outer, inner, Access(workspace.name, where, AccessMode.STORE))
     return partial, _finish(flat, reduction, kept, outer, workspace), workspace
+
+
+def _cut(extent: IndexLike, slices: int) -> tuple[int, IndexLike]:
+    """(slices, points of each). A symbolic extent is cut into as many slices for every size; the last may be empty."""
+    if not isinstance(extent, int):
+        return slices, plain((extent + slices - 1) // slices)
+    chunk = _chunk(extent, min(slices, extent))
+    return -(-extent // chunk), chunk
 
 
 def _chunk(extent: int, slices: int) -> int:
@@ -196,17 +202,15 @@ def _chunk(extent: int, slices: int) -> int:
     return -(-target // 16) * 16
 
 
-def _partial(
-    nest: LoopNest, reduction: Instr, axis: Axis, outer: Axis, inner: Axis, extent: int, target: Access
-) -> LoopNest:
+def _partial(nest: LoopNest, reduction: Instr, axis: Axis, outer: Axis, inner: Axis, target: Access) -> LoopNest:
     assert reduction.out is not None
-    position = outer.symbol * (as_int(inner.extent) or 1) + inner.symbol
+    position = outer.symbol * inner.extent + inner.symbol
     upto = nest.body[: nest.body.index(reduction)]
     body = list(rewrite_axes(upto, {axis.name: position}, {}))
-    exact = extent % (as_int(inner.extent) or 1) == 0
+    exact = exact_quotient(axis.extent, inner.extent) is not None
     operand = reduction.args[0]
     if not exact:
-        body = _guarded(body, position, extent)
+        body = _guarded(body, position, axis.extent)
         neutral = Instr(
             "%neutral", "const", (), reduction.dtype, None, (("value", identity(reduction.op, reduction.dtype)),)
         )
@@ -219,11 +223,13 @@ def _partial(
     return LoopNest(f"{nest.name}_partial", (*axes, *rest, inner), eliminate_dead(body))
 
 
-def _guarded(body: list[Instr], position: Expr, extent: int) -> list[Instr]:
+def _guarded(body: list[Instr], position: Expr, extent: IndexLike) -> list[Instr]:
     """Mask every load that runs along the split axis: the last slice may reach past its end."""
+    known = isinstance(extent, int)
+    op, attrs = ("const", (("value", extent),)) if known else ("index", (("expr", as_expr(extent)),))
     inside = [
         Instr("%position", "index", (), torch.int64, None, (("expr", position),)),
-        Instr("%extent", "const", (), torch.int64, None, (("value", extent),)),
+        Instr("%extent", op, (), torch.int64, None, attrs),
         Instr("%inside", "lt", ("%position", "%extent"), torch.bool),
     ]
     result: list[Instr] = list(inside)
@@ -258,8 +264,8 @@ def _finish(nest: LoopNest, reduction: Instr, kept: list[Axis], outer: Axis, wor
     return LoopNest(f"{nest.name}_finish", (*kept, axis), eliminate_dead((*before, *body, *after)))
 
 
-def _contiguous(extents: Sequence[int]) -> tuple[int, ...]:
-    return tuple(prod(extents[i + 1 :]) for i in range(len(extents)))
+def _contiguous(extents: Sequence[IndexLike]) -> tuple[IndexLike, ...]:
+    return tuple(product(extents[i + 1 :]) for i in range(len(extents)))
 
 
 __all__ = ["is_workspace", "slices_for", "split_reductions"]

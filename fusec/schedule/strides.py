@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 from fusec.ir.analysis import index_axes, varying
-from fusec.ir.index import Expr, as_int, evaluate, symbols_of
+from fusec.ir.index import Expr, evaluate, symbols_of
 from fusec.ir.types import Access, Axis, Buffer, Instr, LoopNest
+from fusec.schedule.predicted import extent_hint, predicted_nest
 
 
 def stride_of(index: Expr, axis: str, extents: Mapping[str, int]) -> int:
@@ -30,9 +31,13 @@ def stride_of(index: Expr, axis: str, extents: Mapping[str, int]) -> int:
 
 
 def weighted_accesses(nest: LoopNest, table: Mapping[str, Buffer] | None = None) -> list[tuple[int, Access]]:
-    """(bytes or elements touched, access), heaviest first; stores before loads of equal weight."""
+    """(bytes or elements touched, access), heaviest first; stores before loads of equal weight.
+
+    Accesses, like every measure of this file, are those at the sizes of the first call.
+    """
+    nest = predicted_nest(nest)
     values = varying(nest.body, nest.axes)
-    extents = {a.name: as_int(a.extent) or 1 for a in nest.axes}
+    extents = {a.name: extent_hint(a.extent) or 1 for a in nest.axes}
     found: dict[tuple[str, Expr], tuple[int, int, Access]] = {}
     for instr in nest.body:
         if instr.access is not None:
@@ -49,7 +54,7 @@ def _size(instr: Instr, table: Mapping[str, Buffer] | None) -> int:
 
 def axis_order(nest: LoopNest, axes: Sequence[Axis], table: Mapping[str, Buffer]) -> list[Axis]:
     """Axes from the largest stride to the smallest, by the heaviest access that uses each."""
-    extents = {a.name: as_int(a.extent) or 1 for a in nest.axes}
+    extents = {a.name: extent_hint(a.extent) or 1 for a in nest.axes}
     accesses = [access for _, access in weighted_accesses(nest, table)]
 
     def key(axis: Axis) -> tuple[int, ...]:
@@ -81,5 +86,5 @@ def unit_axis(nest: LoopNest, table: Mapping[str, Buffer] | None = None) -> str 
 
 def unit_axis_of(access: Access, axes: Sequence[Axis]) -> str | None:
     """The axis along which one access is contiguous, or None."""
-    extents = {a.name: as_int(a.extent) or 1 for a in axes}
+    extents = {a.name: extent_hint(a.extent) or 1 for a in axes}
     return next((a.name for a in axes if stride_of(access.index, a.name, extents) == 1), None)

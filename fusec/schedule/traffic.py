@@ -22,8 +22,10 @@ import numpy.typing as npt
 import torch
 
 from fusec.ir.analysis import index_axes, instr_axes, varying
-from fusec.ir.index import Expr, as_int, bounds, evaluate, substitute, symbols_of
-from fusec.ir.types import Axis, Buffer, Instr
+from fusec.ir.index import Expr, bounds, evaluate, substitute, symbols_of
+from fusec.ir.sizes import hint_of
+from fusec.ir.types import Axis, Buffer, Instr, LoopNest
+from fusec.schedule.predicted import extent_hint, predicted_nest
 
 Points = npt.NDArray[Any]
 
@@ -54,7 +56,9 @@ class _Touch:
 
 
 def traffic(body: Sequence[Instr], axes: Sequence[Axis], table: Mapping[str, Buffer]) -> Traffic:
-    """Distinct elements that one execution of the body reads and writes, per buffer."""
+    """Distinct elements that one execution of the body reads and writes, per buffer; at the sizes of the first call."""
+    nest = predicted_nest(LoopNest("", tuple(axes), tuple(body)))
+    body, axes = nest.body, nest.axes
     values = varying(body, axes)
     lines = {i.out: i for i in body if i.out is not None}
     touches: dict[tuple[bool, str], dict[tuple[Expr, str | None], _Touch]] = {}
@@ -73,7 +77,7 @@ def traffic(body: Sequence[Instr], axes: Sequence[Axis], table: Mapping[str, Buf
     read: dict[str, int] = {}
     written: dict[str, int] = {}
     for (is_load, buffer), found in touches.items():
-        size = as_int(table[buffer].numel)
+        size = hint_of(table[buffer].numel)
         count = _count(list(found.values()), axes, lines, size)
         (read if is_load else written)[buffer] = count
     return Traffic(read, written)
@@ -85,7 +89,7 @@ def _store_axes(instr: Instr, values: Mapping[str, frozenset[str]], mask: str | 
 
 
 def _count(touches: list[_Touch], axes: Sequence[Axis], lines: Mapping[str, Instr], size: int | None) -> int:
-    extents = {a.name: as_int(a.extent) or 0 for a in axes}
+    extents = {a.name: extent_hint(a.extent) for a in axes}
     used = frozenset().union(*(t.axes for t in touches))
     if any(extents[a] == 0 for a in used):
         return 0

@@ -11,18 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from fusec.capture.dynamo import backend, graph_break_reason
-from fusec.capture.graph import CapturedGraph, user_lines
+from fusec.capture.graph import CapturedGraph, NotSymbolicGraph, is_symbolic, user_lines
 
 
 class Recorder:
-    """A compile_graph that keeps the graphs and runs them as they are."""
+    """A compile_graph that keeps the graphs and runs them as they are; each_size: refuses those for all sizes."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, each_size: bool = False, **options: Any) -> None:
+        self.each_size = each_size
         self.graphs: list[CapturedGraph] = []
         self.breaks: list[str | None] = []
         self.options = options
 
     def compile_graph(self, graph: CapturedGraph) -> Callable[..., Any]:
+        if self.each_size and is_symbolic(graph.example_inputs):
+            raise NotSymbolicGraph("sizes are wanted as numbers")
         self.graphs.append(graph)
         return graph.graph_module.forward
 
@@ -94,7 +97,7 @@ def test_changing_sizes_are_specialised_once_each() -> None:
     def fn(x: Tensor) -> Tensor:
         return torch.softmax(x, -1) * x.shape[0]
 
-    record = Recorder()
+    record = Recorder(each_size=True)
     compiled = torch.compile(fn, backend=record)
     for n in (3, 5, 7, 5, 3, 7):
         x = torch.randn(n, n + 1)
@@ -105,8 +108,17 @@ def test_changing_sizes_are_specialised_once_each() -> None:
     )
 
 
+def test_one_symbolic_graph_serves_all_sizes() -> None:
+    record = Recorder()
+    compiled = torch.compile(lambda x: torch.softmax(x, -1) * x.shape[0], backend=record)
+    for n in (3, 5, 7, 5, 3, 7):
+        x = torch.randn(n, n + 1)
+        torch.testing.assert_close(compiled(x), torch.softmax(x, -1) * n)
+    assert [is_symbolic(g.example_inputs) for g in record.graphs] == [False, True]
+
+
 def test_training_with_changing_sizes() -> None:
-    record, block = Recorder(), Block()
+    record, block = Recorder(each_size=True), Block()
     compiled = torch.compile(block, backend=record)
     for n in (3, 5, 6):
         x = torch.randn(n, 4)
@@ -121,7 +133,7 @@ def test_training_with_changing_sizes() -> None:
 
 def test_beyond_the_version_limit_new_sizes_run_the_aten_graph() -> None:
     told: list[tuple[str, str]] = []
-    record = Recorder(version_limit=2, on_eager=lambda graph, reason: told.append((graph.name, reason)))
+    record = Recorder(each_size=True, version_limit=2, on_eager=lambda graph, reason: told.append((graph.name, reason)))
     compiled = torch.compile(lambda x: x.exp() * 2, backend=record, dynamic=True)
     for n in range(3, 9):
         x = torch.randn(n)

@@ -1,0 +1,109 @@
+"""Sizes named in the order in which the program meets them: s0, s1, ...; u0, u1, ... where no input has them.
+
+Enters: a Program whose size symbols have torch's names (s77, s27, u0). Leaves: the same Program, so that equal graphs
+give equal text whatever torch called their sizes.
+
+    in  x: f32[s77, 64]      ->      in  x: f32[s0, 64]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from fusec.ir.index import Expr, IndexLike, Sym, axis_symbol, size_symbol, substitute, symbols_of, value_symbol
+from fusec.ir.sizes import as_symbol, has_sizes, plain
+from fusec.ir.types import Axis, Buffer, Instr, LoopNest, Node, Program, Relation, TensorView, size_exprs
+
+__all__ = ["renamed_sizes"]
+
+
+def renamed_sizes(program: Program) -> Program:
+    """The program with new names for its sizes; as it is when it has none."""
+    first = [e for _, e in program.numbers]
+    first += [e for name in program.inputs if name for e in _extents(program.table[name])]
+    found = _sizes(first)
+    rest = [s for s in _sizes([e for node in program.nodes for e in size_exprs(node)]) if s not in found]
+    rest += [s for s in _sizes([e for b in program.buffers for e in _extents(b)]) if s not in (*found, *rest)]
+    if not found and not rest:
+        return program
+    names = {s.name: f"s{k}" for k, s in enumerate(found)} | {s.name: f"u{k}" for k, s in enumerate(rest)}
+    return _Renaming({s.name: _renamed(s, names[s.name]) for s in (*found, *rest)}).program(program)
+
+
+def _extents(buffer: Buffer) -> tuple[IndexLike, ...]:
+    return (*buffer.shape, *buffer.strides)
+
+
+def _sizes(exprs: list[IndexLike]) -> list[Sym]:
+    """Size symbols in order of first appearance."""
+    found: dict[Sym, None] = {}
+    for expr in exprs:
+        found.update(dict.fromkeys(sorted((s for s in symbols_of(expr) if s.kind == "size"), key=lambda s: s.name)))
+    return list(found)
+
+
+def _renamed(symbol: Sym, name: str) -> Expr:
+    assert symbol.hi is None or isinstance(symbol.hi, int)
+    return size_symbol(name, symbol.lo, symbol.hi, symbol.hint)
+
+
+class _Renaming:
+    """sizes: old name -> new symbol."""
+
+    def __init__(self, sizes: Mapping[str, Expr]) -> None:
+        self.sizes = sizes
+
+    def program(self, program: Program) -> Program:
+        return replace(
+            program,
+            buffers=tuple(self._buffer(b) for b in program.buffers),
+            nodes=tuple(self._node(n) for n in program.nodes),
+            outputs=tuple(self._value(o) for o in program.outputs),
+            numbers=tuple((p, self._value(e)) for p, e in program.numbers),
+        )
+
+    def _buffer(self, buffer: Buffer) -> Buffer:
+        return replace(buffer, shape=self._value(buffer.shape), strides=self._value(buffer.strides))
+
+    def _node(self, node: Node) -> Node:
+        if isinstance(node, LoopNest):
+            axes = tuple(Axis(a.name, self._value(a.extent), a.kind) for a in node.axes)
+            return LoopNest(node.name, axes, tuple(self._instr(i) for i in node.body))
+        kwargs = tuple((k, self._value(v)) for k, v in node.kwargs)
+        defines = tuple(None if n is None else as_symbol(self.sizes[n]) if n in self.sizes else n for n in node.defines)
+        return replace(node, args=self._value(node.args), kwargs=kwargs, defines=defines)
+
+    def _instr(self, instr: Instr) -> Instr:
+        access = instr.access
+        if access is not None:
+            access = replace(access, index=self.index(access.index))
+        attrs = tuple((k, self.index(v) if isinstance(v, Expr) else v) for k, v in instr.attrs)
+        return replace(instr, access=access, attrs=attrs)
+
+    def index(self, expr: Expr) -> Expr:
+        """An expression over axes and values, whose bounds hold sizes too."""
+        mapping: dict[str, IndexLike] = dict(self.sizes)
+        for symbol in symbols_of(expr):
+            if isinstance(symbol.hi, Expr) and has_sizes(symbol.hi):
+                top = substitute(symbol.hi, self.sizes)
+                axis = symbol.kind == "axis"
+                mapping[symbol.name] = axis_symbol(symbol.name, top + 1) if axis else value_symbol(symbol.name, top)
+        return substitute(expr, mapping)
+
+    def _value(self, value: Any) -> Any:
+        if isinstance(value, Expr):
+            return plain(substitute(value, self.sizes))
+        if isinstance(value, TensorView):
+            shape, strides = self._value(value.shape), self._value(value.strides)
+            return TensorView(value.buffer, shape, strides, self._value(value.offset))
+        if isinstance(value, Relation):
+            return Relation(value.op, self._value(value.left), self._value(value.right))
+        if isinstance(value, tuple):
+            return tuple(self._value(v) for v in value)
+        if isinstance(value, list):
+            return [self._value(v) for v in value]
+        if isinstance(value, dict):
+            return {k: self._value(v) for k, v in value.items()}
+        return value
