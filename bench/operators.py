@@ -147,8 +147,8 @@ def page(rows: Sequence[Operator]) -> str:
         *(f"| {how} | {counts[how]} | {meaning} |" for how, meaning in HOW.items()),
         "",
         "floats: float64, float32, float16, bfloat16. ints: int64, int32, int16, int8, uint8. 8-bit floats are loaded, "
-        "stored and converted inside kernels; complex numbers and uint16, uint32, uint64 are library calls. In-place and "
-        "out= forms run as the op they are forms of. Dtypes are given for the ops of PyTorch's OpInfo suite.",
+        "stored and converted inside kernels; complex numbers and uint16, uint32, uint64 are library calls. In-place "
+        "and out= forms run as the op they are forms of. Dtypes are given for the ops of PyTorch's OpInfo suite.",
         "",
         "| op | how | kernels for | library calls for |",
         "|---|---|---|---|",
