@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from bench.cases import BF16, CASES, Case, Tensor, Work, masked_softmax, normal, rotate_half
 from bench.models import llama_loss
 
-__all__ = ["EVERY", "TRAINING", "step"]
+__all__ = ["EVERY", "TRAINING", "step", "with_incoming"]
 
 F32 = torch.float32
 
@@ -37,7 +37,9 @@ def _tuple(outputs: Any) -> tuple[Tensor, ...]:
     return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
 
 
-def _with_incoming(make: Callable[..., Work]) -> Callable[..., Work]:
+def with_incoming(make: Callable[..., Work]) -> Callable[..., Work]:
+    """The same work with gradients of its outputs, which a step needs."""
+
     def build(**sizes: int) -> Work:
         work = make(**sizes)
         with torch.no_grad():
@@ -177,5 +179,5 @@ _ALL = (
          gpu=False),
 )  # fmt: skip
 
-TRAINING: dict[str, Case] = {c.name: replace(c, run=step, make=_with_incoming(c.make)) for c in _ALL}
+TRAINING: dict[str, Case] = {c.name: replace(c, run=step, make=with_incoming(c.make)) for c in _ALL}
 EVERY: dict[str, Case] = {**CASES, **TRAINING}

@@ -10,13 +10,15 @@ be computed again is said here, by marks on the nodes:
 
 - A softmax is one op that must be kept. In pieces its two numbers a row are saved in its place, and what depends on
   every element is computed again where it is used, in the kernel that reads the input anyway.
+- A max pooling's indices pass through an 8-bit number, the position inside the window, which is then what is saved.
 - An op that becomes part of a kernel may be computed again, a library call may not.
 - A value that a library call of the backward graph reads is saved: it would be written there, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import CheckpointPolicy
 
+from fusec.capture.decompositions import decomposition_table
 from fusec.capture.random import draw_in_kernels
 
 # torch._functorch.{config, partitioners}, torch.fx.experimental.proxy_tensor: checked with torch 2.11.0 and 2.13.0.
@@ -34,6 +37,7 @@ from fusec.capture.random import draw_in_kernels
 __all__ = ["partition"]
 
 aten = torch.ops.aten
+Pair = tuple[int, int]
 
 
 def partition(joint: GraphModule, inputs: Any, *, draw: bool, **settings: Any) -> tuple[GraphModule, GraphModule]:
@@ -43,6 +47,7 @@ def partition(joint: GraphModule, inputs: Any, *, draw: bool, **settings: Any) -
     """
     joint = draw_in_kernels(joint) if draw else joint
     expand_softmax(joint)
+    save_offsets(joint)
     mark_saved(joint)
     with functorch_config.patch(ban_recompute_not_in_allowlist=False, ban_recompute_materialized_backward=False):
         parts: tuple[GraphModule, GraphModule] = min_cut_rematerialization_partition(joint, inputs, **settings)
@@ -51,32 +56,22 @@ def partition(joint: GraphModule, inputs: Any, *, draw: bool, **settings: Any) -
 
 # -- what may be computed again -------------------------------------------------------------------
 
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Parts of kernels that torch's own list of cheap ops lacks.
-_CHEAP = frozenset(
-    [
-        "cat",
-        "constant_pad_nd",
-        "flip",
-        "roll",
-        "repeat",
-        "unfold",
-        "embedding",
-        "index_select",
-        "take_along_dim",
-        "one_hot",
-        "tril",
-        "eye",
-        "linspace",
-        "slice_scatter",
-        "select_scatter",
-        "amin",
-        "prod",
-        "all",
-        "var",
-        "std",
-        "logsumexp",
-    ]
-)
+_CHEAP = _names("""
+    cat constant_pad_nd flip roll repeat unfold slice_scatter select_scatter embedding index_select take_along_dim
+    one_hot tril eye linspace amin prod all var std logsumexp
+""")
+# Ops of backward graphs that are kernels: a value that they read need not be in memory for them.
+_KERNELS = _names("""
+    max_pool2d_with_indices_backward avg_pool2d_backward avg_pool3d_backward _adaptive_avg_pool2d_backward
+    upsample_nearest2d_backward upsample_bilinear2d_backward embedding_dense_backward index_put index_add scatter
+    scatter_add
+""")
 
 
 def mark_saved(joint: GraphModule) -> None:
@@ -92,7 +87,7 @@ def mark_saved(joint: GraphModule) -> None:
         reading = list(node.users)
         while reading:
             user = reading.pop()
-            if user in backward and user.op == "call_function" and not fuses(user):
+            if user in backward and user.op == "call_function" and not fuses(user) and _name(user) not in _KERNELS:
                 return True
             if cheap.is_view(user):
                 reading += user.users
@@ -157,23 +152,92 @@ _PIECES: dict[Any, Callable[..., Tensor]] = {
 }
 
 
+# -- max pooling ----------------------------------------------------------------------------------
+
+
+def save_offsets(graph_module: GraphModule) -> None:
+    """max_pool_backward(g, x, ..., i)  ->  max_pool_backward(g, x, ..., index(offset(i))), where offset is int8."""
+    pooling = [n for n in graph_module.graph.nodes if n.target is aten.max_pool2d_with_indices_backward.default]
+    for node in pooling:
+        _, source, kernel, stride, padding, dilation, _, indices = node.args
+        window = _Window.of(source.meta["val"], kernel, stride, padding, dilation)
+        if kernel[0] * kernel[-1] > 127 or any(isinstance(n, torch.SymInt) for n in source.meta["val"].shape):
+            continue
+        node.update_arg(7, _inserted(graph_module, node, indices, window.narrowed))
+    if pooling:
+        graph_module.recompile()
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Where a pooling window reads: each a pair, rows and columns. width: of the input, in elements."""
+
+    width: int
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+
+    @classmethod
+    def of(cls, x: Tensor, *settings: Sequence[int]) -> _Window:
+        kernel, stride, padding, dilation = ((s[0], s[-1]) if s else (0, 0) for s in settings)
+        return cls(x.shape[-1], kernel, stride if settings[1] else kernel, padding, dilation)
+
+    def narrowed(self, index: Tensor) -> Tensor:
+        """The same index, by way of the offset."""
+        return self.index(self.offset(index))
+
+    def _corner(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Row and column of the input where the window of each result begins."""
+        rows, columns = (torch.arange(n, device=like.device) for n in like.shape[-2:])
+        return (
+            (rows * self.stride[0] - self.padding[0]).unsqueeze(-1),
+            columns * self.stride[1] - self.padding[1],
+        )
+
+    def offset(self, index: Tensor) -> Tensor:
+        """The flat index of a plane as a position inside the window, int8."""
+        row, column = self._corner(index)
+        down = (index // self.width - row) // self.dilation[0]
+        right = (index % self.width - column) // self.dilation[1]
+        return (down * self.kernel[1] + right).to(torch.int8)
+
+    def index(self, offset: Tensor) -> Tensor:
+        row, column = self._corner(offset)
+        down, right = offset // self.kernel[1], offset % self.kernel[1]
+        return (row + down * self.dilation[0]) * self.width + column + right * self.dilation[1]
+
+
+# -- pieces ---------------------------------------------------------------------------------------
+
+
 def _replace(graph_module: GraphModule, node: Node, pieces: Callable[..., Tensor]) -> None:
     """The node's pieces in its place, each with the node's own metadata: line, module, original op."""
     source, *others = node.args
     assert isinstance(source, Node), node.format_node()
+    node.replace_all_uses_with(_inserted(graph_module, node, source, lambda x: pieces(x, *others)))
+    graph_module.graph.erase_node(node)
+
+
+def _inserted(graph_module: GraphModule, node: Node, source: Node, pieces: Callable[[Tensor], Tensor]) -> Node:
+    """The result of pieces(source), computed before the node and described as a part of it."""
     value = source.meta["val"]
+
+    def call(x: Tensor) -> Tensor:
+        return pieces(x)  # make_fx counts the arguments of a plain function
+
     with value.fake_mode:
-        traced = make_fx(lambda x: pieces(x, *others))(value)
-    copies: dict[Node, Any] = {}
+        traced = make_fx(call, decomposition_table=decomposition_table())(value)
+    copies: dict[Node, Node] = {}
     with graph_module.graph.inserting_before(node):
         for piece in traced.graph.nodes:
             if piece.op == "placeholder":
                 copies[piece] = source
             elif piece.op == "output":
                 (result,) = piece.args[0] if isinstance(piece.args[0], tuple | list) else piece.args
-                node.replace_all_uses_with(copies[result])
+                return copies[result]
             else:
                 copy = graph_module.graph.node_copy(piece, copies.__getitem__)
                 copy.meta = {**node.meta, **{k: piece.meta[k] for k in ("val", "tensor_meta") if k in piece.meta}}
                 copies[piece] = copy
-    graph_module.graph.erase_node(node)
+    raise AssertionError("a traced graph ends with its output")

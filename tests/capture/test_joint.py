@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 import fusec
 from bench.cases import Case, Work
 from bench.schedules import capture
-from bench.training import step
+from bench.training import step, with_incoming
 from fusec.capture.graph import CapturedGraph
 
 
@@ -26,10 +28,10 @@ def clean() -> Iterator[None]:
 def saved(fn: Callable[..., Tensor], *shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """The values that enter the backward graph and are no input of the function: on fake tensors, of any size."""
 
-    def build(device: str) -> Work:
+    def build() -> Work:
         return Work(fn, tuple(torch.randn(s, dtype=dtype, requires_grad=True) for s in shapes))
 
-    forward, backward = capture(build, step)
+    forward, backward = capture(lambda device: with_incoming(build)(), step)
     return [
         x
         for x, name in zip(backward.example_inputs, backward.names, strict=True)
@@ -67,6 +69,30 @@ def test_what_a_library_call_of_backward_reads_is_saved() -> None:
         return (F.silu(g) * u) @ w
 
     assert 64 * 128 in elements(saved(f, (64, 128), (64, 128), (128, 32)))
+
+
+def test_a_max_pooling_saves_bytes() -> None:
+    indices = [x for x in saved(lambda x: F.max_pool2d(x, 3, 2, 1), (2, 4, 20, 20)) if not x.is_floating_point()]
+    assert [(x.dtype, x.shape) for x in indices] == [(torch.int8, (2, 4, 10, 10))]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kernel_size": 2},
+        {"kernel_size": (3, 2), "stride": (1, 2), "padding": (1, 0)},
+        {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True},
+        {"kernel_size": (2, 3), "stride": 1, "dilation": (3, 2)},
+        {"kernel_size": (12, 11), "stride": 3},  # a position of the window that a byte cannot hold
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shape", [(2, 3, 13, 17), (1, 14, 12)])
+def test_max_pool_gradients(settings: dict[str, Any], shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape).round(decimals=1)  # ties
+    fn = partial(F.max_pool2d, **settings)
+    for a, b in zip(gradients(fusec.compile(lambda x: fn(x)), x), gradients(fn, x), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def gradients(fn: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
