@@ -15,9 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import Parameter
 
 __all__ = ["GuardedAliases", "overlaps"]
 
+_KINDS = (Tensor, FakeTensor)
 Overlaps = tuple[tuple[int, int, int], ...]
 
 
@@ -26,7 +29,7 @@ def overlaps(values: Sequence[Any]) -> Overlaps:
     shared: dict[int, list[int]] = {}
     for position, value in enumerate(values):
         # Parameters own their memory; a subclass may have none.
-        if type(value) is Tensor and value.layout is torch.strided:
+        if type(value) in _KINDS and not isinstance(value, Parameter) and value.layout is torch.strided:
             shared.setdefault(value.untyped_storage()._cdata, []).append(position)
     found: list[tuple[int, int, int]] = []
     for group in shared.values():

@@ -103,7 +103,7 @@ def _native_layer_norm(
     dims = list(range(x.dim() - len(normalized_shape), x.dim()))
     var, mean = torch.var_mean(values, dims, correction=0, keepdim=True)
     rstd = torch.rsqrt(var + eps)
-    y = _scale_shift((values - mean) * rstd, weight, bias).to(x.dtype)
+    y = _scale_shift((values - mean) * rstd, weight, bias).to(x.dtype).contiguous()
     kept = _statistics_dtype(x)
     return (y, mean, rstd) if kept is None else (y, mean.to(kept), rstd.to(kept))
 

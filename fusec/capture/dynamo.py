@@ -33,13 +33,14 @@ from torch._dynamo.exc import (
     TorchRuntimeError,
 )
 from torch._dynamo.utils import counters
+from torch._functorch._aot_autograd.schemas import OutputType
 from torch._guards import CompileContext, TracingContext
 from torch.fx import Graph, GraphModule, Node
 
-from fusec.capture.aliases import GuardedAliases
+from fusec.capture.aliases import GuardedAliases, overlaps
 from fusec.capture.decompositions import decomposition_table
 from fusec.capture.graph import CapturedGraph, NotSymbolicGraph, is_symbolic, readable_name, trim_stack
-from fusec.capture.inplace import write_in_place
+from fusec.capture.inplace import keep_old_values, write_in_place
 from fusec.capture.joint import partition
 from fusec.capture.random import draw_in_kernels
 from fusec.capture.specialize import signature, specialize
@@ -114,8 +115,12 @@ def backend(
                 kind,
                 f"{name}_backward" if kind == "backward" else name,
             )
-            if kind != "backward" and _writes_inputs():
+            written = () if kind == "backward" else _written_inputs()
+            if written:
                 writing.append(graph)
+                _refuse_views_of_one_base(example_inputs)
+            if written and kind == "forward":
+                keep_old_values(graph_module, _metadata().num_forward, written)
             if not is_symbolic(inputs):
                 compile_subgraphs(graph, compile_graph, prepare)
                 write_in_place(graph_module)
@@ -143,11 +148,23 @@ def backend(
     return GuardedAliases(compiled, gm.forward, on_other_aliases)
 
 
-def _writes_inputs() -> bool:
-    """True when the function that AOTAutograd is compiling changes an argument's data."""
+def _metadata() -> Any:
+    """What AOTAutograd knows of the function it is compiling: ViewAndMutationMeta, or None."""
     context = TracingContext.try_get()
-    known = context.fw_metadata if context is not None else None
-    return known is not None and any(i.mutates_data for i in known.input_info)
+    return context.fw_metadata if context is not None else None
+
+
+def _written_inputs() -> tuple[int, ...]:
+    """Positions of the arguments whose data the function changes."""
+    known = _metadata()
+    return tuple(i for i, info in enumerate(known.input_info) if info.mutates_data) if known is not None else ()
+
+
+def _refuse_views_of_one_base(inputs: Sequence[Any]) -> None:
+    """AOTAutograd makes one base of written inputs that overlap, and then returns wrong views of them."""
+    views = any(o.output_type is OutputType.alias_of_input for o in _metadata().output_info)
+    if views and (is_symbolic(inputs) or overlaps(inputs)):
+        raise NotImplementedError("inputs that share memory are written, and views of them returned")
 
 
 def _normalize(graph_module: GraphModule) -> None:

@@ -12,14 +12,14 @@ that takes one token then moves one row and not itself. Everything else keeps it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 
-__all__ = ["mutated_inputs", "write_in_place"]
+__all__ = ["keep_old_values", "mutated_inputs", "write_in_place"]
 
 aten = torch.ops.aten
 
@@ -51,6 +51,38 @@ def write_in_place(graph_module: GraphModule) -> GraphModule:
         graph.lint()
         graph_module.recompile()
     return graph_module
+
+
+def keep_old_values(forward: GraphModule, results: int, written: Collection[int]) -> None:
+    """Save a copy for backward of an argument that is written: by then it holds the new value.
+
+    return out, primals_2              old = clone(primals_2); return out, old
+
+    results: outputs that are not saved values.    written: positions of the arguments that change.
+    """
+    graph = forward.graph
+    places = [n for n in graph.nodes if n.op == "placeholder"]
+    changing = {n for i, n in enumerate(places) if i in written}
+    output = next(n for n in graph.nodes if n.op == "output")
+    values: list[Any] = list(output.args[0])
+    first = next(n for n in graph.nodes if n.op != "placeholder")
+    copies: dict[Node, Node] = {}
+    for position in range(results, len(values)):
+        source = values[position]
+        while isinstance(source, Node) and source.op == "call_function" and _is_view(source):
+            source = source.args[0]
+        if source not in changing:
+            continue
+        saved = values[position]
+        if saved not in copies:
+            with graph.inserting_before(first if saved is source else saved.next):
+                copies[saved] = graph.call_function(aten.clone.default, (saved,))
+            copies[saved].meta = dict(saved.meta)
+        values[position] = copies[saved]
+    if copies:
+        output.args = (type(output.args[0])(values),)
+        graph.lint()
+        forward.recompile()
 
 
 def mutated_inputs(graph_module: GraphModule) -> tuple[int, ...]:

@@ -275,6 +275,10 @@ class _Walk:
         if source.op != "call_function" or not isinstance(value, Ref) or _writes(source.target):
             return
         if self.maker[value.buffer] is source:
+            made = self.env[node]
+            if isinstance(made, Ref) and made.buffer != value.buffer and self.maker[made.buffer] not in views:
+                for view in reversed(views):  # lowered before its source got memory
+                    self.visit(view)
             return
         ctx = self.context
         ctx.node, ctx.origin = source, origin_of(source)

@@ -27,6 +27,8 @@ aten = torch.ops.aten
 @lowering(aten.copy_.default)
 def copy_(ctx: Context, target: Ref, value: Ref, non_blocking: bool = False) -> Ref:
     """target[p] = value[p], converted to the target's dtype."""
+    if any(n == 0 for n in target.shape):
+        return target
     value = value.expand(target.shape)
     if value.buffer == target.buffer:
         if value.index == target.index and value.dtype is target.dtype:
