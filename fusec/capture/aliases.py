@@ -10,7 +10,7 @@ AOTAutograd compiles for the overlap it traced and does not guard it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import Parameter
 
-__all__ = ["GuardedAliases", "overlaps"]
+__all__ = ["GuardedAliases", "overlaps", "share_memory"]
 
 _KINDS = (Tensor, FakeTensor)
 Overlaps = tuple[tuple[int, int, int], ...]
@@ -26,16 +26,25 @@ Overlaps = tuple[tuple[int, int, int], ...]
 
 def overlaps(values: Sequence[Any]) -> Overlaps:
     """(i, j, bytes from the start of i to that of j) for neighbours in memory that overlap, by position."""
+    found: list[tuple[int, int, int]] = []
+    for group in _by_storage(values):
+        if len(group) > 1:
+            found += _neighbours(values, group)
+    return tuple(found)
+
+
+def share_memory(values: Sequence[Any]) -> bool:
+    """Whether two of the values have one storage; asks no sizes, which may be symbolic."""
+    return any(len(group) > 1 for group in _by_storage(values))
+
+
+def _by_storage(values: Sequence[Any]) -> Collection[list[int]]:
     shared: dict[int, list[int]] = {}
     for position, value in enumerate(values):
         # Parameters own their memory; a subclass may have none.
         if type(value) in _KINDS and not isinstance(value, Parameter) and value.layout is torch.strided:
             shared.setdefault(value.untyped_storage()._cdata, []).append(position)
-    found: list[tuple[int, int, int]] = []
-    for group in shared.values():
-        if len(group) > 1:
-            found += _neighbours(values, group)
-    return tuple(found)
+    return shared.values()
 
 
 def _neighbours(values: Sequence[Any], group: Sequence[int]) -> list[tuple[int, int, int]]:

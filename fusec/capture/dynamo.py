@@ -37,7 +37,7 @@ from torch._functorch._aot_autograd.schemas import OutputType
 from torch._guards import CompileContext, TracingContext
 from torch.fx import Graph, GraphModule, Node
 
-from fusec.capture.aliases import GuardedAliases, overlaps
+from fusec.capture.aliases import GuardedAliases, overlaps, share_memory
 from fusec.capture.decompositions import decomposition_table
 from fusec.capture.graph import CapturedGraph, NotSymbolicGraph, is_symbolic, readable_name, trim_stack
 from fusec.capture.inplace import keep_old_values, write_in_place
@@ -163,7 +163,7 @@ def _written_inputs() -> tuple[int, ...]:
 def _refuse_views_of_one_base(inputs: Sequence[Any]) -> None:
     """AOTAutograd makes one base of written inputs that overlap, and then returns wrong views of them."""
     views = any(o.output_type is OutputType.alias_of_input for o in _metadata().output_info)
-    if views and (is_symbolic(inputs) or overlaps(inputs)):
+    if views and (share_memory(inputs) if is_symbolic(inputs) else overlaps(inputs)):
         raise NotImplementedError("inputs that share memory are written, and views of them returned")
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fusec
-from fusec.capture.aliases import overlaps
+from fusec.capture.aliases import overlaps, share_memory
 from fusec.errors import FallbackWarning
 from tests.effects.helpers import explained, launches, same_as_eager
 
@@ -126,6 +126,7 @@ def test_where_tensors_overlap() -> None:
     base = torch.zeros(12)
     assert overlaps([base[:6], torch.zeros(6), base[4:]]) == ((0, 2, 16),)
     assert overlaps([base[:4], base[4:8], base[8:]]) == overlaps([base[:0], base, nn.Parameter(base)]) == ()
+    assert share_memory([base[:4], base[4:8]]) and not share_memory([base, torch.zeros(12)])
     assert overlaps([base, base[1:3], base[5:7]]) == ((0, 1, 4), (0, 2, 20))
 
 
