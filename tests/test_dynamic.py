@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,3 +132,138 @@ def test_training_steps_over_changing_sizes(module: Any) -> None:
     found = fusec.stats()
     assert found["graphs"] <= 4 and found["recompiles"] <= 1  # forward and backward, for one size and for all
     assert all(f["level"] == "op" for f in found["fallbacks"])
+
+
+# -- how sizes become symbolic ----------------------------------------------------------------------
+
+
+def test_a_marked_dimension_is_dynamic_from_the_first_call() -> None:
+    compiled = fusec.compile(lambda x: x.softmax(-1))
+    for n in (5, 9, 1000):
+        x = torch.randn(n, 6)
+        torch._dynamo.mark_dynamic(x, 0)
+        torch.testing.assert_close(compiled(x), x.softmax(-1))
+    assert fusec.stats()["graphs"] == 1
+
+
+def test_sizes_zero_and_one_are_versions_of_their_own() -> None:
+    compiled = fusec.compile(lambda x: (x.sum(0), x * 2), dynamic=True)
+    for n in (4, 0, 1, 7, 9):
+        x = torch.randn(n, 5)
+        torch.testing.assert_close(compiled(x), (x.sum(0), x * 2))
+    assert fusec.stats()["graphs"] == 3 and fusec.stats()["fallbacks"] == []  # torch takes 0 and 1 for constants
+
+
+def test_a_derived_size_may_become_zero_or_one() -> None:
+    fn = lambda x: (x[2:].sum(0), x[2:] + 1, x[:-1].amax(1))  # noqa: E731
+    assert_one_compilation(fn, lambda n: (torch.randn(n, 5),), (9, 3, 4, 12), dynamic=True)
+
+
+def test_numbers_of_any_sign_are_arguments() -> None:
+    assert_one_compilation(lambda x, a: x * a + a, lambda a: (torch.ones(3), a), (3, -7, 2**40, 8))
+
+
+@pytest.mark.parametrize("change", [lambda x: x.t(), lambda x: x[:, ::2], lambda x: x[:1].expand(len(x), -1)])
+def test_strides_of_every_kind(change: Callable[[Tensor], Tensor]) -> None:
+    assert_one_compilation(lambda x: x * 2 + x.sum(), lambda n: (change(torch.randn(n, 6)),), (3, 8, 17), dynamic=True)
+
+
+def test_an_input_is_written_whatever_its_size() -> None:
+    def fn(x: Tensor) -> Tensor:
+        x.add_(1)
+        return x * 2
+
+    compiled = fusec.compile(fn, dynamic=True)
+    for n in (3, 17, 40):
+        x = torch.zeros(n, 4)
+        assert compiled(x).unique().item() == 2 and x.unique().item() == 1
+    assert fusec.stats()["graphs"] == 1
+
+
+def test_tangents_of_other_strides_than_traced() -> None:
+    compiled = fusec.compile(lambda x: x.exp(), dynamic=True)
+    for n in (3, 5):
+        x = torch.randn(n, 4, requires_grad=True)
+        compiled(x).t().backward(torch.ones(4, n))
+        torch.testing.assert_close(x.grad, x.detach().exp())
+
+
+# -- sizes that values decide -----------------------------------------------------------------------
+
+UNBACKED: dict[str, tuple[Callable[..., Any], Callable[[int], tuple[Any, ...]]]] = {
+    "nonzero": (lambda x: (x > 0).nonzero() * 2, lambda n: (torch.randn(n, 5),)),
+    "masked_select": (lambda x: x[x > 0].exp().sum(), lambda n: (torch.randn(n, 5),)),
+    "unique": (lambda x: torch.unique(x) * 2, lambda n: (torch.randint(5, (n,)),)),
+    "number": (lambda x, i: x * i.item(), lambda n: (torch.randn(4), torch.tensor(n - 20))),
+    "slice": (lambda x, i: x[: i.item()] + 1, lambda n: (torch.randn(9, 3), torch.tensor(n % 12))),
+    "zeros": (lambda i: torch.zeros(i.item(), 3) + 1, lambda n: (torch.tensor(n),)),
+    "reduce": (lambda x: x[x > 0].cumsum(0).softmax(0), lambda n: (torch.randn(n + 5),)),
+}
+
+
+@pytest.fixture
+def values_captured() -> Iterator[None]:
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True, capture_scalar_outputs=True):
+        yield
+
+
+@pytest.mark.usefixtures("values_captured")
+@pytest.mark.parametrize("name", UNBACKED)
+def test_the_graph_goes_on_with_sizes_known_after_a_call(name: str) -> None:
+    fn, arguments = UNBACKED[name]
+    compiled = fusec.compile(fn, dynamic=True, fullgraph=True)
+    for n in (6, 17, 2, 40):
+        given = arguments(n)
+        torch.testing.assert_close(compiled(*given), fn(*given))
+    found = fusec.stats()
+    assert found["graphs"] == 1 and found["kernels_launched"] >= 4
+    assert all(f["level"] == "op" for f in found["fallbacks"])
+
+
+@pytest.mark.usefixtures("values_captured")
+def test_what_the_user_asserts_is_checked() -> None:
+    def fn(x: Tensor, i: Tensor) -> Tensor:
+        n = int(i.item())
+        torch._check(n >= 0)
+        torch._check(n <= x.shape[0])
+        return x.narrow(0, 0, n) * 2
+
+    compiled, x = fusec.compile(fn, dynamic=True), torch.randn(8, 5)
+    for n in (3, 8, 0):
+        torch.testing.assert_close(compiled(x, torch.tensor(n)), x[:n] * 2)
+    with pytest.raises(RuntimeError):
+        compiled(x, torch.tensor(9))
+
+
+# -- looking inside ---------------------------------------------------------------------------------
+
+
+def norm_and_sum(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    return F.layer_norm(x @ w, (32,)), x.sum(0)
+
+
+def test_what_explains_a_graph_names_its_sizes() -> None:
+    x, w = torch.randn(9, 64), torch.randn(64, 32)
+    explained = fusec.explain(norm_and_sum, dynamic=True)(x, w)
+    text = explained.kernels[0].source
+    assert "mm_ptr: f32[s0, 32] (32, 1)" in text and ", s0, XBLOCK: tl.constexpr" in text
+    fusec.reset()
+    static = fusec.explain(norm_and_sum)(x, w)
+    assert explained.eager == static.eager  # bytes and launches of the call that was explained
+    fusec.reset()
+    assert fusec.replay(norm_and_sum, dynamic=True)(x, w)
+
+
+def test_a_dumped_kernel_runs_alone_with_the_sizes_of_the_first_call(tmp_path: Path) -> None:
+    fusec.compile(norm_and_sum, dynamic=True, options={"dump": str(tmp_path)})(torch.randn(9, 64), torch.randn(64, 32))
+    (script,) = tmp_path.glob("*/kernels/sum_kernel.py")
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert "sum_kernel: ok" in ran.stdout
+
+
+def test_an_archive_holds_the_binaries_for_all_sizes_and_for_even_ones(tmp_path: Path) -> None:
+    made = fusec.precompile(
+        lambda x: x.exp() + 1, (torch.randn(8, 64),), target="sm_90", path=tmp_path / "out", dynamic=True
+    )
+    assert "s0" in made.explanation.kernels[0].source
+    assert len(fusec.load(tmp_path / "out").kernels) == 2

@@ -26,7 +26,7 @@ from torch import fx
 from fusec.inspect.rows import GraphRecord
 from fusec.ir.evaluate import evaluate_nest, storage_size
 from fusec.ir.index import as_int
-from fusec.ir.kernels import KernelPlan
+from fusec.ir.kernels import KernelPlan, KernelSource
 from fusec.ir.types import Buffer, Instr, Origin
 from fusec.runtime.executable import Executable
 
@@ -101,7 +101,11 @@ def replay_graph(record: GraphRecord, executable: Executable, inputs: Sequence[A
     """Run a compiled graph once on `inputs` and compare it with its aten graph, launch by launch."""
     watch = _Watch(record, _node_values(record.captured.graph_module, inputs))
     original = executable.runtime
-    launches = tuple(watch.around(plan, launch) for plan, launch in zip(record.plans, original.launch, strict=True))
+    sources = [kernel.source for kernel in executable.kernels]
+    launches = tuple(
+        watch.around(plan, launch, source)
+        for plan, launch, source in zip(record.plans, original.launch, sources, strict=True)
+    )
     executable.runtime = replace(original, launch=launches)
     try:
         executable(*inputs)
@@ -141,8 +145,8 @@ class _Watch:
         self.launches = self.values = self.buffers = 0
         self.differences: list[Difference] = []
 
-    def around(self, plan: KernelPlan, launch: Any) -> Callable[..., None]:
-        names = [p.size for p in launch.source.params if p.kind == "size"]
+    def around(self, plan: KernelPlan, launch: Callable[..., None], source: KernelSource) -> Callable[..., None]:
+        names = [p.size for p in source.params if p.kind == "size"]
 
         def run(*arguments: Any) -> None:
             tensors = arguments[: len(plan.buffers)]

@@ -16,7 +16,7 @@ from fusec.ir.index import Expr, IndexLike, Sym, axis_symbol, size_symbol, subst
 from fusec.ir.sizes import as_symbol, has_sizes, plain
 from fusec.ir.types import Axis, Buffer, Instr, LoopNest, Node, Program, Relation, TensorView, size_exprs
 
-__all__ = ["renamed_sizes"]
+__all__ = ["Renaming", "renamed_sizes"]
 
 
 def renamed_sizes(program: Program) -> Program:
@@ -29,7 +29,7 @@ def renamed_sizes(program: Program) -> Program:
     if not found and not rest:
         return program
     names = {s.name: f"s{k}" for k, s in enumerate(found)} | {s.name: f"u{k}" for k, s in enumerate(rest)}
-    return _Renaming({s.name: _renamed(s, names[s.name]) for s in (*found, *rest)}).program(program)
+    return Renaming({s.name: _renamed(s, names[s.name]) for s in (*found, *rest)}).program(program)
 
 
 def _extents(buffer: Buffer) -> tuple[IndexLike, ...]:
@@ -49,8 +49,8 @@ def _renamed(symbol: Sym, name: str) -> Expr:
     return size_symbol(name, symbol.lo, symbol.hi, symbol.hint)
 
 
-class _Renaming:
-    """sizes: old name -> new symbol."""
+class Renaming:
+    """Puts other symbols in the place of sizes. sizes: old name -> new symbol."""
 
     def __init__(self, sizes: Mapping[str, Expr]) -> None:
         self.sizes = sizes

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from fusec.ir.index import Expr, IndexLike, as_expr, floordiv, is_nonnegative, mod, size_symbol
-from fusec.ir.sizes import as_symbol, plain
+from fusec.ir.index import Expr, IndexLike, as_expr, as_int, floordiv, is_nonnegative, mod, size_symbol, symbols_of
+from fusec.ir.sizes import as_symbol, hint_of, plain
 from fusec.ir.types import Relation
 
-# SymNode, ShapeEnv (var_to_range and its hints) and the names in torch.utils._sympy: checked with torch 2.13.0.
+# SymNode, ShapeEnv (var_to_range, its hints, _maybe_evaluate_static), torch.utils._sympy: checked with torch 2.13.0.
 
 _UNBOUNDED = 2**62  # a bound past this says nothing
 
@@ -85,7 +85,17 @@ def extent_of(value: Any) -> IndexLike:
     if not isinstance(value, torch.SymInt):
         return int(value)
     node = value.node
-    return plain(_translate(node.expr, node.shape_env, strides=False))
+    found = plain(_translate(node.expr, node.shape_env, strides=False))
+    return found if as_int(found) is not None or as_symbol(found) else _guarded(value, found)
+
+
+def _guarded(value: Any, expr: IndexLike) -> IndexLike:
+    """0 or 1 where torch's guards say so: a tensor of extent n // 2 that was broadcast has extent 1."""
+    env = value.node.shape_env
+    few = hint_of(expr)
+    if few not in (0, 1) or any(s.hint is None for s in symbols_of(expr)):
+        return expr
+    return few if str(env._maybe_evaluate_static((value == few).node.expr)) == "True" else expr
 
 
 def stride_of(value: Any) -> IndexLike:

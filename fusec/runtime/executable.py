@@ -22,7 +22,7 @@ from fusec.errors import BuildError, FusecError, TargetError
 from fusec.ir.index import as_int
 from fusec.ir.kernels import BufferPlan, KernelPlan, Schedule
 from fusec.ir.types import Buffer, Extern
-from fusec.runtime.graphs import GraphReplay, why_not
+from fusec.runtime.graphs import GraphReplay, ReplayBySizes, why_not
 from fusec.runtime.grid import launch_grid
 from fusec.runtime.launch import Kernel, aligned_copy
 from fusec.runtime.module import load_namespace
@@ -117,7 +117,7 @@ class Executable:
         self._call: Callable[[list[Any], Runtime], Any] = namespace["call"]
         self._checks = tuple(InputCheck.of(i, schedule.table[n]) if n else None for i, n in enumerate(schedule.inputs))
         sizes = CallSizes(schedule)
-        self._sizes = sizes if sizes.symbolic else None
+        self._sizes = sizes if sizes.symbolic or schedule.numbers else None
         self.graph_reason, self._run = self._choose_run(config)
         self._launches = sum(_launches(k) for k in self.kernels)
         self._externs = len(externs)
@@ -164,6 +164,8 @@ class Executable:
             return None, run
         reason = why_not(self.schedule, self.target)
         if reason is None:
+            if self._sizes is not None:
+                return None, ReplayBySizes(self.schedule.name, run, self._sizes.values)
             return None, GraphReplay(self.schedule.name, run)
         log.info("fusec: %s: CUDA graphs are off: %s", self.schedule.name, reason)
         return reason, run

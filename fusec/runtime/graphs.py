@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from fusec.ir.index import as_int
 from fusec.ir.kernels import Schedule
 from fusec.ir.types import Extern
 from fusec.runtime.target import Target
+
+GRAPHS = 32  # each holds the memory of its inputs, outputs and temporaries
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,6 @@ def why_not(schedule: Schedule, target: Target) -> str | None:
     if target.device != "cuda":
         return "the program runs on the CPU"
     for buffer in schedule.buffers:
-        if any(as_int(n) is None for n in (*buffer.shape, *buffer.strides)):
-            return f"{buffer.hint or buffer.name} has a size that changes from call to call"
         if not buffer.device.startswith("cuda"):
             return f"{buffer.hint or buffer.name} is on the {buffer.device}, and its value would be frozen"
     for step in schedule.steps:
@@ -47,9 +46,26 @@ def why_not(schedule: Schedule, target: Target) -> str | None:
                 return f"{step.target} returns a shape that depends on values"
         elif written := sorted(set(step.writes).intersection(n for n in schedule.inputs if n is not None)):
             return f"{step.name} writes {', '.join(written)} in place"
-    if None in schedule.inputs:
+    sizes = {position for position, _ in schedule.numbers}
+    if any(name is None and i not in sizes for i, name in enumerate(schedule.inputs)):
         return "an input is a number"
     return None
+
+
+class ReplayBySizes:
+    """One recorded graph for each tuple of sizes; beyond GRAPHS of them, new sizes run as they are."""
+
+    def __init__(self, name: str, call: Call, sizes: Callable[[Sequence[Any]], tuple[int, ...]]) -> None:
+        self.name, self.call, self.sizes = name, call, sizes
+        self.replays: dict[tuple[int, ...], GraphReplay] = {}
+
+    def __call__(self, inputs: Sequence[Any]) -> list[Any]:
+        key = self.sizes(inputs)
+        if key not in self.replays:
+            if len(self.replays) >= GRAPHS:
+                return self.call(inputs)
+            self.replays[key] = GraphReplay(f"{self.name}{list(key)}", self.call)
+        return self.replays[key](inputs)
 
 
 class GraphReplay:
@@ -60,11 +76,11 @@ class GraphReplay:
         self.call = call
         self.reason: str | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._inputs: list[torch.Tensor] = []
+        self._inputs: list[Any] = []  # sizes among them
         self._fixed: tuple[int, ...] = ()
         self._outputs: list[Any] = []
 
-    def __call__(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
+    def __call__(self, inputs: Sequence[Any]) -> list[Any]:
         if self.reason is not None or torch.cuda.is_current_stream_capturing():
             return self.call(inputs)
         if self._graph is None or any(inputs[i].data_ptr() != self._inputs[i].data_ptr() for i in self._fixed):
@@ -76,14 +92,16 @@ class GraphReplay:
                 return self.call(inputs)
         assert self._graph is not None
         for position, (own, given) in enumerate(zip(self._inputs, inputs, strict=True)):
-            if position not in self._fixed:
+            if position not in self._fixed and isinstance(own, torch.Tensor):
                 own.copy_(given)
         self._graph.replay()
         return [o.clone() if isinstance(o, torch.Tensor) else o for o in self._outputs]
 
-    def _record(self, inputs: Sequence[torch.Tensor]) -> None:
+    def _record(self, inputs: Sequence[Any]) -> None:
         self._fixed = tuple(i for i, x in enumerate(inputs) if isinstance(x, torch.nn.Parameter))
-        self._inputs = [x if i in self._fixed else x.clone() for i, x in enumerate(inputs)]
+        self._inputs = [
+            x if i in self._fixed or not isinstance(x, torch.Tensor) else x.clone() for i, x in enumerate(inputs)
+        ]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -43,10 +43,14 @@ class CallSizes:
 
     def values(self, args: Sequence[Any]) -> tuple[int, ...]:
         """The value of every size, in a fixed order."""
+        return tuple(self.named(args).values())
+
+    def named(self, args: Sequence[Any]) -> dict[str, int]:
+        """The value of every size, by its name."""
         found: dict[str, int] = {}
         for name, read, factor, rest in self._steps:
             found[name] = (read(args) - evaluate(rest, found)) // evaluate(factor, found)
-        return tuple(found.values())
+        return found
 
     def layouts(self, values: tuple[int, ...]) -> Iterator[tuple[int, tuple[int, ...], tuple[int, ...]]]:
         """(position, shape, strides) of every symbolic input, for these sizes."""

@@ -14,6 +14,7 @@ from fusec.config import Config
 from fusec.ir.index import size_symbol
 from fusec.ir.kernels import Param, Tile
 from fusec.ir.types import Extern
+from fusec.runtime import graphs
 from fusec.runtime.build import build_kernels
 from fusec.runtime.compiler import Artifact
 from fusec.runtime.graphs import why_not
@@ -156,9 +157,19 @@ def test_graphs_say_why_not() -> None:
     mixed = replace(gpu, buffers=(schedule.buffers[0], gpu.buffers[1]))
     assert "x is on the cpu" in why_not(mixed, target)
     dynamic = replace(gpu, buffers=(replace(gpu.buffers[0], shape=(size_symbol("s0"),)), gpu.buffers[1]))
-    assert "x has a size that changes" in why_not(dynamic, target)
+    assert why_not(dynamic, target) is None
+    item = Extern("e", torch.ops.aten.item.default, (), (), (None,), defines=("u0",))
+    assert "returns a size" in why_not(replace(gpu, steps=(item,)), target)
     nonzero = Extern("e", torch.ops.aten.nonzero.default, (), (), ("y",))
     assert "shape that depends on values" in why_not(replace(gpu, steps=(nonzero,)), target)
     in_place = Extern("e", torch.ops.aten.relu_.default, (), (), ("y",), mutates=("x",))
     assert "writes x in place" in why_not(replace(gpu, steps=(in_place,)), target)
     assert why_not(replace(gpu, inputs=("x", None)), target) == "an input is a number"
+    assert why_not(replace(gpu, inputs=("x", None), numbers=((1, size_symbol("s0")),)), target) is None
+
+
+def test_graphs_are_recorded_for_each_tuple_of_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "GraphReplay", lambda name, call: lambda inputs: [name, *call(inputs)])
+    monkeypatch.setattr(graphs, "GRAPHS", 2)
+    replay = graphs.ReplayBySizes("g", lambda inputs: [inputs[0] + 1], lambda inputs: (inputs[0],))
+    assert [replay([n]) for n in (3, 5, 3, 7)] == [["g[3]", 4], ["g[5]", 6], ["g[3]", 4], [8]]
