@@ -112,7 +112,7 @@ def test_the_committed_table_is_nowhere_else_above_the_peer(committed: dict[str,
 
 @pytest.mark.parametrize("name", QUICK)
 def test_the_committed_table_is_what_the_code_does_now(name: str, committed: dict[str, Row]) -> None:
-    now = metered.meter(name)
+    _, now = metered.meter(name)
     assert now.counts == committed[name].counts, f"run python3 -m bench.metered: {json.dumps(now.counts)}"
 
 
@@ -136,3 +136,16 @@ def test_what_a_step_saves_is_neither_input_nor_output() -> None:
     """silu(g) * u: g, u and the incoming gradient are read, the result and two gradients written."""
     case = TRAINING["swiglu_train"]
     assert metered.step(case).minimum == 6 * 8192 * 11008 * 2
+
+
+def test_the_peers_bytes_of_a_model_follow_from_its_avoidable() -> None:
+    counts = Counts(2, 3, kernel_bytes=120, call_bytes=300, minimum=50, must=100, requested=120)
+    assert metered.implied(metered.Peer(2, 3, None, 0.2, 1.0), counts).bytes_ratio == counts.bytes_ratio == 8.4
+    assert metered.implied(metered.Peer(2, 3, 1.5, 0.2, 1.0), counts).bytes_ratio == 1.5
+    assert metered.implied(metered.Peer(2, 4, None, 0.2, 1.0), counts).bytes_ratio is None
+
+
+def test_library_calls_alone_move_more_than_a_models_inputs_and_outputs() -> None:
+    for name in ("llama_infer", "bert_infer", "gpt2_infer"):
+        counts = metered.step(CASES[name])
+        assert counts.call_bytes > 1.5 * counts.minimum, name
