@@ -3,6 +3,7 @@
 #   DEVICE=cpu|cuda   which build of torch; chosen by nvidia-smi when not given
 #   BUDGET=8m         how long make gpu may take
 #   PYTEST_ARGS=...   passed to pytest by make test
+#   PROGRAMS=2000     random programs that make fuzz runs, from seed FIRST=0 on
 #   OPINFO_ARGS=...   passed to the sweep by make test-opinfo: --most 4 (samples of an op), --dtypes, --ops, --fresh
 
 SHELL := /bin/bash
@@ -14,6 +15,8 @@ DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/n
 BUDGET ?= 8m
 PYTEST_ARGS ?=
 OPINFO_ARGS ?=
+FIRST ?= 0
+PROGRAMS ?= 2000
 
 # The CPU build of 2.13.0 is small; 2.11.0 brings CUDA and the Triton that it was built with.
 TORCH_cpu := 2.13.0
@@ -33,13 +36,14 @@ DEMO := $(VENV)/.demo-$(DEVICE)
 RULES := pyproject.toml constraints.txt
 PIP = PYTHONWARNINGS=ignore PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q -c $(PIN)
 
-.PHONY: help setup deps demo test test-models test-opinfo lint format gpu clean
+.PHONY: help setup deps demo test test-models test-opinfo fuzz lint format gpu clean
 
 help:
 	@echo "make demo   watch a real model being captured, fused, compiled and explained"
 	@echo "make test   the test suite"
 	@echo "make test-models  36 architectures of transformers beside eager (20 minutes), and their report"
 	@echo "make test-opinfo  all samples of the OpInfo suite of PyTorch beside eager (hours; goes on where it stopped), and their report"
+	@echo "make fuzz   $(PROGRAMS) random programs with effects and views, compiled beside eager (20 minutes)"
 	@echo "make lint   style, format, types and the Dockerfile"
 	@echo "make gpu    GPU tests and a short benchmark (BUDGET=$(BUDGET))"
 
@@ -88,6 +92,9 @@ test: $(DEV) $(DEMO)
 
 test-models: $(DEV) $(DEMO)
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 FUSEC_WORKERS=0 PYTHONWARNINGS=ignore $(BIN)/python -m tests.models.sweep
+
+fuzz: $(DEV)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.property.fuzz --first $(FIRST) --programs $(PROGRAMS)
 
 test-opinfo: $(DEV)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.opinfo.sweep --workers 2 --write bench/results/opinfo.md $(OPINFO_ARGS)

@@ -12,7 +12,7 @@ Inside a nest: common subexpressions, algebra, dead lines (fusec.schedule.algebr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,13 +30,13 @@ from fusec.ir.types import (
     Instr,
     LoopNest,
     Node,
-    Output,
     Program,
     Role,
-    TensorView,
 )
 from fusec.schedule.algebra import simplify_body
+from fusec.schedule.direct import write_directly
 from fusec.schedule.partial import reuse_partial_reductions
+from fusec.schedule.rename import read_from, rename_extern, rename_output
 
 __all__ = ["remove_dead", "share_equal", "simplify", "simplify_nest"]
 
@@ -45,10 +45,11 @@ def simplify(program: Program, config: Config) -> Program:
     """The passes of this page in order.
 
     share_equal              equal nests and calls run once, copies that change nothing disappear
+    write_directly           what is copied over an input is computed into it
     reuse_partial_reductions a full sum is taken over row sums that exist already
     remove_dead              what reaches no output is gone
     """
-    program = share_equal(program)
+    program = write_directly(share_equal(program))
     program = reuse_partial_reductions(program, reorder_floats=config.precision == "fast")
     return remove_dead(program)
 
@@ -127,7 +128,7 @@ class _Sharing:
     # A node arrives: rename what it reads, then ask whether it is a copy or known already.
 
     def nest(self, nest: LoopNest) -> None:
-        nest = simplify_nest(_read_from(nest, self.alias))
+        nest = simplify_nest(read_from(nest, self.alias))
         copied = self._copied_buffer(nest)
         if copied is not None and self._forward(nest.writes[0], copied):
             return
@@ -138,7 +139,7 @@ class _Sharing:
             self.nodes.append(nest)
 
     def extern(self, extern: Extern) -> None:
-        extern = _rename_extern(extern, self.alias)
+        extern = rename_extern(extern, self.alias)
         key = self._extern_key(extern)
         position = None if key is None else self.seen.get(key)
         if position is not None:
@@ -238,7 +239,7 @@ class _Sharing:
 
     def result(self) -> Program:
         gone = {name: kept for name, kept in self.alias.items() if name not in self.kept_twice}
-        outputs = tuple(_rename_output(o, gone) for o in self.program.outputs)
+        outputs = tuple(rename_output(o, gone) for o in self.program.outputs)
         buffers = tuple(self.table[b.name] for b in self.program.buffers if b.name not in gone)
         return replace(self.program, buffers=buffers, nodes=tuple(self.nodes), outputs=outputs)
 
@@ -279,47 +280,6 @@ def argument_key(value: Any) -> object:
     except TypeError:
         return ("object", id(value))
     return attr_key(value)
-
-
-# -- renaming buffers -----------------------------------------------------------------------------
-
-
-def _read_from(nest: LoopNest, alias: dict[str, str]) -> LoopNest:
-    """Loads of a buffer that is gone read the equal one; stores stay."""
-    if not any(name in alias for name in nest.reads):
-        return nest
-    body = []
-    for instr in nest.body:
-        if instr.op == "load" and instr.access is not None and instr.access.buffer in alias:
-            instr = replace(instr, access=replace(instr.access, buffer=alias[instr.access.buffer]))
-        body.append(instr)
-    return replace_nest(nest, body=tuple(body))
-
-
-def map_views(value: Any, change: Callable[[TensorView], TensorView]) -> Any:
-    """Extern arguments with every TensorView inside nested tuples, lists and dicts changed."""
-    if isinstance(value, TensorView):
-        return change(value)
-    if isinstance(value, dict):
-        return {k: map_views(v, change) for k, v in value.items()}
-    return type(value)(map_views(v, change) for v in value) if type(value) in (tuple, list) else value
-
-
-def _rename_extern(extern: Extern, alias: dict[str, str]) -> Extern:
-    if not any(name in alias for name in extern.reads):
-        return extern
-
-    def change(view: TensorView) -> TensorView:
-        return replace(view, buffer=alias.get(view.buffer, view.buffer))
-
-    kwargs = tuple((k, map_views(v, change)) for k, v in extern.kwargs)
-    return replace(extern, args=map_views(extern.args, change), kwargs=kwargs)
-
-
-def _rename_output(output: Output, alias: dict[str, str]) -> Output:
-    if not isinstance(output, TensorView):
-        return output
-    return replace(output, buffer=alias.get(output.buffer, output.buffer))
 
 
 # -- dead code ------------------------------------------------------------------------------------

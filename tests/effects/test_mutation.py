@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import fusec
 from fusec.capture.aliases import overlaps, share_memory
 from fusec.errors import FallbackWarning
-from tests.effects.helpers import explained, launches, same_as_eager
+from tests.effects.helpers import launched, same_as_eager
 
 pytestmark = pytest.mark.usefixtures("clean")
 
@@ -56,7 +56,7 @@ ONE_KERNEL: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
 def test_an_update_is_one_kernel(name: str) -> None:
     fn, args = ONE_KERNEL[name]
     same_as_eager(fn, *args, calls=2)
-    assert launches(explained(fn, *args)) == (1, 0)
+    assert launched() == (2, 0)
 
 
 HARD: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
@@ -192,7 +192,7 @@ class Cache(nn.Module):
 
 def test_a_cache_takes_a_slice_in_the_kernel_that_computes_it() -> None:
     same_as_eager(lambda m, k: m(k), Cache(), torch.randn(2, 4, 1, 8), calls=2)
-    assert not explained(Cache(), torch.randn(2, 4, 1, 8)).externs
+    assert launched()[1] == 0
 
 
 AT, ROW = torch.tensor([4]), torch.randn(2, 1, 3)
@@ -218,15 +218,14 @@ def test_a_scatter_into_a_cache_is_a_kernel_that_moves_what_changes(write: Calla
 
     cache = torch.randn(2, 6, 3)
     same_as_eager(fn, cache, ROW, calls=2)
-    assert not explained(fn, cache, ROW).externs
+    assert launched()[1] == 0
 
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d(33), nn.BatchNorm1d(33, momentum=None), nn.InstanceNorm1d(17, True)])
 def test_running_statistics_in_training(layer: nn.Module) -> None:
     with torch.no_grad():
         same_as_eager(lambda m, x: m(x), layer, X, calls=2)
-    shaped = X[None] if isinstance(layer, nn.InstanceNorm1d) else X
-    assert not explained(layer, shaped).externs
+    assert launched()[1] == 0
 
 
 def test_running_statistics_and_gradients() -> None:
