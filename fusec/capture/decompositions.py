@@ -153,6 +153,19 @@ def _fma(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     return x * y + z  # Triton contracts it again
 
 
+def _checking_shapes(index_add: Decomposition) -> Decomposition:
+    """torch's rewrite broadcasts a source whose shape the op itself refuses."""
+
+    @wraps(index_add)
+    def compute(x: Tensor, dim: int, index: Tensor, source: Tensor, **options: Any) -> Any:
+        if x.dim() and source.dim():
+            around = [[n for d, n in enumerate(t.shape) if d != dim % t.dim()] for t in (x, source)]
+            torch._check(around[0] == around[1], lambda: f"index_add: a source of shape {source.shape} for {x.shape}")
+        return index_add(x, dim, index, source, **options)
+
+    return compute
+
+
 def _in_float32(function: Decomposition) -> Decomposition:
     """f(x: bf16) -> f(x: f32).to(bf16): an eager kernel rounds once, where a rewrite of torch may round each step."""
 
@@ -198,6 +211,7 @@ def _cached_table() -> dict[Any, Decomposition]:
     families = (_FACTORIES, _VIEWS, _REDUCTIONS, _NORMS, _INDEXING, _BACKWARD)
     table: dict[Any, Decomposition] = dict(get_decompositions(_resolve(" ".join(families))))
     table.update({op: _in_float32(f) for op, f in get_decompositions(_resolve(_POINTWISE)).items()})
+    table[aten.index_add.default] = _checking_shapes(table[aten.index_add.default])
     table.update(foreach_table())
     table.update(_own())
     return table

@@ -282,6 +282,8 @@ def _whole_power(base: Value, n: int) -> Value:
 for _name, _op in (("and", "and"), ("or", "or"), ("xor", "xor")):
 
     def _bitwise(nest: NestBuilder, a: Value, b: Value, op: str = _op) -> Value:
+        if a.dtype.is_floating_point:
+            raise NotLowered("bits of a floating-point tensor")  # eager mode has no such op either
         return nest.op(op, a, b)
 
     _packets: list[Any] = [getattr(aten, f"bitwise_{_name}"), getattr(aten, f"__{_name}__")]
@@ -290,6 +292,8 @@ for _name, _op in (("and", "and"), ("or", "or"), ("xor", "xor")):
 
 @pointwise(aten.bitwise_not, prims.bitwise_not)
 def bitwise_not(nest: NestBuilder, x: Value) -> Value:
+    if x.dtype.is_floating_point:
+        raise NotLowered("bits of a floating-point tensor")
     return ~x
 
 

@@ -353,7 +353,8 @@ def _leaf_difference(x: Any, y: Any, op: Any, values: bool) -> str | None:
         torch.testing.assert_close(x, y, rtol=rtol, atol=atol, equal_nan=True, check_stride=False)
     except AssertionError as error:
         return f"values differ: {' '.join(str(error).split())[:300]}"
-    return _zero_difference(x, y) if isinstance(op, UnaryUfuncInfo | BinaryUfuncInfo) else None
+    signed_zeros = getattr(op, "signed_zeros", isinstance(op, UnaryUfuncInfo | BinaryUfuncInfo))
+    return _zero_difference(x, y) if signed_zeros else None
 
 
 def _zero_difference(x: Tensor, y: Tensor) -> str | None:
