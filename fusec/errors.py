@@ -9,6 +9,7 @@ __all__ = [
     "FallbackWarning",
     "FusecError",
     "GroupError",
+    "IndexOutOfRange",
     "LoweringError",
     "TargetError",
     "VerificationError",
@@ -63,3 +64,7 @@ class FallbackWarning(UserWarning):
 
 class CacheWarning(UserWarning):
     """The kernel cache cannot be used; kernels are compiled in memory."""
+
+
+class IndexOutOfRange(FusecError, IndexError):
+    """An index of the user's data is out of range."""

@@ -141,6 +141,8 @@ class Emitter:
                 self._reduction(instr)
             elif is_scan(instr.op):
                 self._scan(instr)
+            elif instr.op == "checked":
+                self._check(instr)
             else:
                 self._pointwise(instr)
 
@@ -303,6 +305,19 @@ class Emitter:
             self._set(instr, value)
         else:
             self._name(instr, value)
+
+    def _check(self, instr: Instr) -> None:
+        """An assertion, over the lanes within the tile; the value goes on as it is."""
+        condition, value = instr.args
+        operand = self._operand(condition)
+        text = self._full(operand).text if operand.is_literal else operand.text
+        masked = frozenset(d for d in self.analysis.varying[condition] if self.by_name[d].mask is not None)
+        mask = f", mask={self.addresses.mask(masked)}" if masked else ""
+        self.section.lines.append(f'tl.device_assert({text.text}, "index out of range"{mask})')
+        if self.values[value].ops:
+            self._result(instr, self.values[value])
+        else:
+            self._set(instr, self.values[value])
 
     # -- reductions -------------------------------------------------------------------------------
 

@@ -63,8 +63,8 @@ def value_hints(plan: KernelPlan, table: Mapping[str, Buffer]) -> Hints:
         if hint is None and instr.origin is not None and last_of_node[instr.origin.node] == instr.out:
             spoken = op_name(instr.origin.op)
             hint = None if is_quiet(spoken) else clean(spoken)
-        if not hint and instr.op in ("cast", "bitcast"):
-            hint = hints[instr.args[0]]
+        if not hint and instr.op in ("cast", "bitcast", "checked"):
+            hint = hints[instr.args[-1]]
         hints[instr.out] = hint or _REDUCTIONS.get(instr.op) or _OPS.get(instr.op) or instr.op
     kept = {v for v, hint in hints.items() if hint in _KEPT or by_name[v].op in _REDUCTIONS}
     averaged = {a for v, hint in hints.items() if hint in _MEANS for a in by_name[v].args}

@@ -67,6 +67,7 @@ _TEXT = {
     "bitcast": "{0}.view({dtype})",
     "floordiv": 'torch.div({0}, {1}, rounding_mode="floor")',
     "truncdiv": 'torch.div({0}, {1}, rounding_mode="trunc")',
+    "checked": "_checked({0}, {1})",
     "trigamma": "torch.polygamma(1, {0})",
     **{op: f"torch.special.{op}({{0}})" for op in ("i0", "i0e", "i1", "i1e", "erfcx", "ndtri")},
     "sum": "torch.sum({0}, dim={dims}, keepdim=True, dtype={dtype})",
@@ -96,6 +97,13 @@ def _prod(value, dims):
         value = torch.prod(value, dim=dim, keepdim=True)
     return value
 """,
+    "_checked": '''
+def _checked(condition, value):
+    """The value; IndexError where the condition does not hold."""
+    if not bool(condition.all()):
+        raise IndexError("index out of range")
+    return value
+''',
     "_scan": '''
 def _scan(scan, dims, *values):
     """Scan along several dimensions as one, row-major."""

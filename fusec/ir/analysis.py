@@ -12,7 +12,7 @@ Enters: instructions and axes of a LoopNest or a KernelPlan. Leaves: facts, or n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from math import prod
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from fusec.ir.index import Expr, IndexLike, Sym, as_int, evaluate, substitute, symbols_of, value_symbol
 from fusec.ir.types import Access, Attr, Axis, Instr
@@ -27,6 +28,7 @@ from fusec.ir.types import Access, Attr, Axis, Instr
 __all__ = [
     "attr_key",
     "eliminate_dead",
+    "excused",
     "index_axes",
     "instr_key",
     "rename",
@@ -155,6 +157,22 @@ def rename(instrs: Iterable[Instr], names: str | Mapping[str, str]) -> tuple[Ins
         out = None if instr.out is None else new(instr.out)
         result.append(replace(instr, out=out, args=tuple(new(a) for a in instr.args)))
     return tuple(result)
+
+
+def excused(check: Instr, mask: str, taken: Container[str | None]) -> tuple[Instr, list[Instr]]:
+    """A `checked` that holds where the mask does not, and the lines before it; taken: names in use.
+
+    %2 = checked %1, %0    ->    %2.outside = not %mask;  %2.excused = or %1, %2.outside;  %2 = checked %2.excused, %0
+    """
+    suffix = ""
+    while f"{check.out}.outside{suffix}" in taken:
+        suffix += "s"
+    outside, either = f"{check.out}.outside{suffix}", f"{check.out}.excused{suffix}"
+    lines = [
+        Instr(outside, "not", (mask,), torch.bool, None, (), check.origin),
+        Instr(either, "or", (check.args[0], outside), torch.bool, None, (), check.origin),
+    ]
+    return replace(check, args=(either, check.args[1])), lines
 
 
 def renumber(instrs: Sequence[Instr]) -> tuple[Instr, ...]:

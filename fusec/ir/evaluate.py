@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from fusec.errors import IndexOutOfRange
 from fusec.ir import index as ix
 from fusec.ir.index import Expr, IndexLike
 from fusec.ir.kernels import KernelPlan, Schedule
@@ -84,6 +85,10 @@ class _Nest:
             return operands[0].to(instr.dtype)
         if instr.op == "bitcast":
             return operands[0].view(instr.dtype)
+        if info.kind is OpKind.CHECK:
+            if not operands[0].all():
+                raise IndexOutOfRange(f"{self.name}: an index is out of range")
+            return operands[1]
         if info.kind is OpKind.REDUCTION:
             return self.reduce(instr, operands)
         if info.kind is OpKind.SCAN:

@@ -32,6 +32,7 @@ class OpKind(Enum):
     POINTWISE = "pointwise"
     REDUCTION = "reduction"
     SCAN = "scan"  # keeps the axis it runs along
+    CHECK = "check"  # a value, and a condition without which it must not be used
 
 
 class Result(Enum):
@@ -193,6 +194,8 @@ for _name, _comparison in (
 
 _row("where", 3, torch.where)  # where(condition: bool, a, b); dtype of a and b
 _row("philox", 3, philox, result=Result.FREE, cost=60)  # (seed, index, word 0..3), int64 -> 32 random bits, int32
+
+_row("checked", 2, None, kind=OpKind.CHECK)  # args: condition, value; IndexError where the condition does not hold
 
 # -- reductions -----------------------------------------------------------------------------------
 # attrs: axes. evaluate(value, dims) keeps the reduced dimensions with size 1.

@@ -141,8 +141,8 @@ class _Body:
             mask = operands[info.arity :]
             self._require(mask in ([], [torch.bool]), line, f"a mask is bool, got {shown}")
             return
-        if instr.op == "where":
-            self._require(operands[0] is torch.bool, line, f"where's condition is bool, got {shown}")
+        if instr.op in ("where", "checked"):
+            self._require(operands[0] is torch.bool, line, f"{instr.op}'s condition is bool, got {shown}")
             operands = operands[1:]
         if instr.op in TAKES_POSITIONS:
             self._require(operands[1] is torch.int64, line, f"{instr.op}'s positions are i64, got {shown}")

@@ -253,6 +253,10 @@ class NestBuilder:
         assert value.dtype.itemsize == dtype.itemsize, f"bitcast of {value} to {dtype}"
         return value if value.dtype is dtype else self._line("bitcast", (value.name,), dtype)
 
+    def checked(self, condition: Value, value: Value) -> Value:
+        """The value; an IndexError, or a device assertion, where the condition does not hold."""
+        return self._line("checked", (condition.name, value.name), value.dtype)
+
     def reduce(
         self, name: str, value: Value, position: Value | None = None, axes: Sequence[Axis] | None = None
     ) -> Value:

@@ -7,11 +7,12 @@ Enters: a view and index tensors. Leaves: one nest that loads the index and uses
     nest n0 (p0<8, p1<16, p2<384):
       %0:i64 = load ids[16*p0 + p1]
       %1:bool = 0 <= %0 < 30522
-      %4:f32 = load weight[384*%0 + p2] where %1 else 0
+      %2:i64 = checked %1, %0
+      %3:f32 = load weight[384*%2 + p2] where %1 else 0
       store embedding[6144*p0 + 384*p1 + p2], %4
 
-An index out of range reads nothing: the load is masked and gives 0 where eager on a CPU raises IndexError (on a
-GPU eager stops with a device assertion). Negative indices count from the end where eager's do (index, take).
+An index out of range is an IndexError on a CPU and a device assertion on a GPU, as in eager; the mask keeps the load
+itself within the tensor. Negative indices count from the end where eager's do (index, take).
 A boolean mask as an index makes a result whose size depends on data: that stays a library call.
 """
 
@@ -91,7 +92,14 @@ def take(ctx: Context, x: Ref, index: Ref) -> Ref:
 # -- several indices ------------------------------------------------------------------------------
 
 
-def _indexed(ctx: Context, x: Ref, indices: Sequence[Ref | None], mask: Ref | None = None, fill: Number = 0) -> Ref:
+def _indexed(
+    ctx: Context,
+    x: Ref,
+    indices: Sequence[Ref | None],
+    mask: Ref | None = None,
+    fill: Number = 0,
+    safe: bool = False,
+) -> Ref:
     """x[indices]; with a mask, `fill` where it is false, and indices out of range are clamped."""
     out, plan = ctx.result(), IndexPlan(x, indices)
     with ctx.nest(out.shape) as nest:
@@ -102,7 +110,7 @@ def _indexed(ctx: Context, x: Ref, indices: Sequence[Ref | None], mask: Ref | No
             if mask is not None:
                 size = nest.index(x.shape[d])
                 value = nest.op("maximum", nest.op("minimum", value, size - 1), nest.op("neg", size))
-            where[d] = checked.coordinate(value, x.shape[d], wrap=True)
+            where[d] = checked.coordinate(value, x.shape[d], wrap=True, safe=safe)
         inside = checked.mask
         if mask is not None and inside is not None:
             inside = inside & nest.load(mask.expand(out.shape), nest.p)
@@ -110,12 +118,17 @@ def _indexed(ctx: Context, x: Ref, indices: Sequence[Ref | None], mask: Ref | No
     return out
 
 
-@lowering(aten.index.Tensor, aten._unsafe_index.Tensor)
+@lowering(aten.index.Tensor)
 def index_tensor(ctx: Context, x: Ref, indices: Sequence[Ref | None]) -> Ref:
     return _indexed(ctx, x, indices)
+
+
+@lowering(aten._unsafe_index.Tensor)
+def unsafe_index(ctx: Context, x: Ref, indices: Sequence[Ref | None]) -> Ref:
+    return _indexed(ctx, x, indices, safe=True)
 
 
 @lowering(aten._unsafe_masked_index.default)
 def masked_index(ctx: Context, x: Ref, mask: Ref, indices: Sequence[Ref | None], fill: Number) -> Ref:
     """x[indices] where the mask holds, else fill; indices are clamped into range."""
-    return _indexed(ctx, x, indices, mask, fill)
+    return _indexed(ctx, x, indices, mask, fill, safe=True)

@@ -145,7 +145,7 @@ def _scattered(ctx: Context, grad: Ref, indices: Ref, n: int) -> Ref:
     def place(nest: NestBuilder) -> tuple[Sequence[IndexLike], Value | None]:
         checked = Checked(nest)
         area = planes[0] * sizes[0]
-        at = checked.coordinate(nest.load(indices, nest.p), area)
+        at = checked.coordinate(nest.load(indices, nest.p), area, safe=True)
         inner = [at // stride % size if d else at // stride for d, (stride, size) in enumerate(zip(planes, sizes))]
         return (*nest.p[: len(nest.p) - n], *inner), checked.mask
 

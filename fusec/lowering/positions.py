@@ -20,20 +20,28 @@ _INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8)
 
 
 class Checked:
-    """Index values used as coordinates, and the mask that holds where all of them are in range."""
+    """Index values used as coordinates, and the mask that holds where all of them are in range.
+
+    An index out of range is an error; the mask keeps the access itself within the tensor.
+    """
 
     def __init__(self, nest: NestBuilder) -> None:
         self.nest = nest
         self.mask: Value | None = None
 
-    def coordinate(self, value: Value, extent: IndexLike, *, wrap: bool = False) -> Expr:
-        """An index value as a coordinate in [0, extent). wrap: -1 is the last."""
+    def coordinate(self, value: Value, extent: IndexLike, *, wrap: bool = False, safe: bool = False) -> Expr:
+        """An index value as a coordinate in [0, extent). wrap: -1 is the last. safe: known to be in range."""
+        return self.nest.as_index(self.value(value, extent, wrap=wrap, safe=safe), extent)
+
+    def value(self, value: Value, extent: IndexLike, *, wrap: bool = False, safe: bool = False) -> Value:
+        """The same, as a value."""
         nest = self.nest
         value, size = nest.cast(value, torch.int64), nest.index(extent)
         if wrap:
             value = nest.where(value < 0, value + size, value)
-        self.require((value >= 0) & (value < size))
-        return nest.as_index(value, extent)
+        inside = (value >= 0) & (value < size)
+        self.require(inside)
+        return value if safe else nest.checked(inside, value)
 
     def require(self, condition: Value) -> None:
         """One more condition of the mask."""

@@ -94,8 +94,13 @@ def lines(x: Ref, dim: int, index: Ref, source: Ref) -> Updates:
     return Updates(source.shape, place, lambda nest: nest.load(source, nest.p))
 
 
-def advanced(x: Ref, indices: Sequence[Ref | None], values: Ref, mask: Ref | None = None) -> Updates:
-    """Updates at x[indices]; with a mask, only where it holds, and indices are clamped into range."""
+def advanced(
+    x: Ref, indices: Sequence[Ref | None], values: Ref, mask: Ref | None = None, safe: bool = False
+) -> Updates:
+    """Updates at x[indices]; with a mask, only where it holds, and indices are clamped into range.
+
+    safe: indices are known to be in range.
+    """
     plan = IndexPlan(x, indices)
     values = values.expand(plan.shape)
 
@@ -107,7 +112,7 @@ def advanced(x: Ref, indices: Sequence[Ref | None], values: Ref, mask: Ref | Non
             if mask is not None:
                 size = nest.index(x.shape[d])
                 value = nest.op("maximum", nest.op("minimum", value, size - 1), nest.op("neg", size))
-            where[d] = checked.coordinate(value, x.shape[d], wrap=True)
+            where[d] = checked.coordinate(value, x.shape[d], wrap=True, safe=safe or mask is not None)
         if mask is not None:
             checked.require(nest.load(mask.expand(plan.shape), nest.p))
         return [where[d] for d in range(x.ndim)], checked.mask
@@ -251,7 +256,8 @@ def _one_a_line(ctx: Context, x: Ref, dim: int, index: Ref, source: Ref | Number
     out = ctx.result()
     with ctx.nest(out.shape) as nest:
         line: tuple[IndexLike, ...] = (*nest.p[:dim], 0, *nest.p[dim + 1 :])
-        hit = nest.index(nest.p[dim]).eq(nest.cast(nest.load(index, line), torch.int64))
+        at = Checked(nest).value(nest.load(index, line), x.shape[dim])
+        hit = nest.index(nest.p[dim]).eq(at)
         old = nest.load_f32(x, nest.p)
         new = nest.load_f32(source, line) if isinstance(source, Ref) else nest.const(source, compute_dtype(x.dtype))
         nest.store(out, nest.p, nest.where(hit, new, old))
@@ -391,8 +397,7 @@ def _one_place(ctx: Context, x: Ref, plan: IndexPlan, values: Ref) -> Ref:
     with ctx.nest(out.shape) as nest:
         hit: Value | None = None
         for d, index in plan.indexed.items():
-            value = nest.cast(nest.load(index, [0] * index.ndim), torch.int64)
-            value = nest.where(value < 0, value + nest.index(x.shape[d]), value)
+            value = Checked(nest).value(nest.load(index, [0] * index.ndim), x.shape[d], wrap=True)
             same = nest.index(nest.p[d]).eq(value)
             hit = same if hit is None else hit & same
         assert hit is not None

@@ -111,6 +111,11 @@ class Artifact:
         return cls.from_json(data, cubin)
 
 
+def checks(text: str) -> dict[str, bool]:
+    """Options that keep a kernel's assertions. They come with checks of integer overflow, which are turned off."""
+    return {"debug": True, "sanitize_overflow": False} if "tl.device_assert(" in text else {}
+
+
 def compile_kernel(request: CompileRequest) -> Artifact:
     """Compile one kernel in this process. BuildError names the kernel, the target and what the compiler said."""
     started = time.perf_counter()
@@ -120,6 +125,7 @@ def compile_kernel(request: CompileRequest) -> Artifact:
         "num_warps": request.num_warps,
         "num_stages": request.num_stages,
         "enable_fp_fusion": request.fuse_multiply_add,
+        **checks(request.text),
     }
     try:
         source = ASTSource(function, dict(request.signature), dict(request.constants), attributes)

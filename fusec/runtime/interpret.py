@@ -38,7 +38,7 @@ from triton.runtime.interpreter import (
 )
 from triton.runtime.jit import JITFunction
 
-from fusec.errors import VerificationError
+from fusec.errors import IndexOutOfRange, VerificationError
 from fusec.ir.kernels import KernelSource, Tile
 from fusec.kernels import device
 from fusec.kernels.interpreted import device as interpreted_device
@@ -120,7 +120,7 @@ def run_grid(
     """Run an interpreted function for every program of a grid.
 
     arguments: tensors and numbers by parameter name. constants: `tl.constexpr` parameters.
-    VerificationError names the kernel, the program and what went wrong.
+    VerificationError names the kernel, the program and what went wrong; IndexOutOfRange is the user's data's.
     """
     tensors = [(n, v) for n, v in arguments.items() if isinstance(v, torch.Tensor)]
     memory = Memory(name, tensors, metered=meter is not None)
@@ -135,7 +135,7 @@ def run_grid(
             for i, j, k in itertools.product(range(x), range(y), range(z)):
                 _BUILDER.grid_idx = (i, j, k)
                 function(**values, **constants)
-        except VerificationError:
+        except (VerificationError, IndexOutOfRange):
             raise
         except Exception as error:
             where = f"program {_BUILDER.grid_idx} of grid {grid}"

@@ -21,7 +21,7 @@ import torch
 
 from fusec.errors import BuildError, TargetError
 from fusec.ir.kernels import KernelSource, Tile
-from fusec.runtime.compiler import Artifact
+from fusec.runtime.compiler import Artifact, checks
 from fusec.runtime.grid import block_values, interpreter_tile, launch_grid
 from fusec.runtime.interpret import InterpretedKernel
 from fusec.runtime.memory import span
@@ -220,6 +220,7 @@ def triton_launcher(source: KernelSource, tile: Tile) -> Launcher:
     blocks = block_values(source, tile)
     pointers = sum(p.kind == "pointer" for p in source.params)
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": source.fuse_multiply_add}
+    options |= checks(source.text)
 
     def run(*arguments: Any) -> None:
         grid = launch_grid(source, tile, arguments[pointers:])

@@ -19,6 +19,7 @@ import triton.language as tl
 from triton._C.libtriton import ir as triton_ir
 from triton.runtime.interpreter import InterpreterBuilder, InterpreterOptions, TensorHandle, _get_np_dtype
 
+from fusec.errors import IndexOutOfRange
 from fusec.runtime.memory import Memory
 
 Function = Callable[..., Any]
@@ -91,13 +92,17 @@ class Builder(InterpreterBuilder):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self.options = InterpreterOptions(sanitize_overflow=False)
+        self.options = InterpreterOptions(sanitize_overflow=False, debug=True)
 
     def create_get_program_id(self, axis: int) -> TensorHandle:
         return TensorHandle(np.array([self.grid_idx[axis]], dtype=np.int32), tl.int32)
 
     def get_bf16(self, value: float) -> TensorHandle:
         return TensorHandle(convert_float(np.array([value], dtype=np.float32), tl.float32, tl.bfloat16), tl.bfloat16)
+
+    def create_assert(self, condition: Any, message: str) -> None:
+        if not np.all(condition.data):
+            raise IndexOutOfRange(message)
 
     # memory
 

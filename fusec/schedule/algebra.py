@@ -499,9 +499,16 @@ def _one_hot_sum(body: Body, instr: Instr) -> Instr | None:
     return replace(instr, op="where", args=(inside, found, zero), attrs=())
 
 
+def _checked(body: Body, instr: Instr) -> str | None:
+    """checked(True, x) -> x"""
+    condition, value = instr.args
+    return value if body.literal(condition) else None
+
+
 Function = Callable[[Body, Instr], str | Instr | None]
 _FUNCTIONS: dict[str, tuple[Function, ...]] = {
     "cast": (_cast,),
+    "checked": (_checked,),
     "bitcast": (_bitcast,),
     "div": (_divide_by_power_of_two,),
     "index": (_plain_index,),

@@ -18,7 +18,7 @@ from math import prod
 import torch
 
 from fusec.config import Config
-from fusec.ir.analysis import index_axes, rename, varying
+from fusec.ir.analysis import excused, index_axes, rename, varying
 from fusec.ir.index import Expr, IndexLike, axis_symbol, floordiv, is_nonnegative, mod, substitute
 from fusec.ir.kernels import FusionDecision
 from fusec.ir.ops import OPS
@@ -296,6 +296,10 @@ def _at(
             instr = replace(instr, access=replace(instr.access, buffer=alias, index=index))
         elif instr.op == "load" and mask:
             instr, extra = _masked(instr, mask[0], taken)
+            lines += extra
+            taken.update(i.out for i in extra)
+        elif instr.op == "checked" and mask:
+            instr, extra = excused(instr, mask[0], taken)
             lines += extra
             taken.update(i.out for i in extra)
         lines.append(instr)

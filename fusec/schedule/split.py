@@ -21,7 +21,7 @@ from itertools import permutations
 
 import torch
 
-from fusec.ir.analysis import eliminate_dead, varying
+from fusec.ir.analysis import eliminate_dead, excused, varying
 from fusec.ir.index import Expr, IndexLike, as_expr, linearize, product
 from fusec.ir.ops import identity
 from fusec.ir.sizes import exact_quotient, plain
@@ -240,6 +240,9 @@ def _guarded(body: list[Instr], position: Expr, extent: IndexLike) -> list[Instr
                 mask = f"%inside{number}"
                 result.append(Instr(mask, "and", ("%inside", instr.args[0]), torch.bool))
             instr = replace(instr, args=(mask,), attrs=instr.attrs or (("other", 0),))
+        elif instr.op == "checked":
+            instr, extra = excused(instr, "%inside", {i.out for i in body})
+            result += extra
         result.append(instr)
     return result
 

@@ -101,6 +101,23 @@ def test_every_reduction_compiles(dtype: torch.dtype, looped: bool) -> None:
     assert compiled(build, x=4, **({"r": 256} if looped else {})).spills == 0
 
 
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_a_check_costs_no_spill_and_keeps_accesses_wide(arch: int) -> None:
+    build = Build(x=4096 * 64)
+    build.buffer("ids", i64, (4096,))
+    build.buffer("table", bf16, (1000, 64))
+    build.buffer("out", bf16, (4096, 64), Role.OUTPUT)
+    at = build.axis("x0")
+    row, zero, rows = build.load("ids", at // 64), build.const(0, i64), build.const(1000, i64)
+    inside = build.op("and", build.op("ge", row, zero), build.op("lt", row, rows))
+    checked = build._add("checked", (inside, row), i64)
+    build.store("out", at, build.load("table", build.value(checked, 999) * 64 + at % 64))
+    source = generate(build, x=1024)
+    assert "tl.device_assert(" in source.text
+    artifact = compile_kernel(compile_request(source, source.tile, arch))
+    assert artifact.spills == 0 and wide(artifact.instructions, "LDG") and wide(artifact.instructions, "STG")
+
+
 @pytest.mark.parametrize("looped", [False, True])
 @pytest.mark.parametrize("dtype", [f32, i64], ids=str)
 def test_every_scan_compiles(dtype: torch.dtype, looped: bool) -> None:

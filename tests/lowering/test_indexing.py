@@ -6,7 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.lowering.differential import assert_lowered_like_eager, lower_function, make
+from fusec.config import Config
+from fusec.errors import IndexOutOfRange
+from fusec.ir.evaluate import evaluate_program
+from fusec.schedule import schedule, simplify
+from tests.lowering.differential import assert_kernels_like_eager, assert_lowered_like_eager, lower_function, make
+from tests.property.harness import build_for_cpu
 
 aten = torch.ops.aten
 DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.bool]
@@ -107,3 +112,47 @@ def test_an_index_out_of_range_never_reads_outside() -> None:
     program = lower_function(lambda x, i: x[i], x, i)
     (load,) = [i for n in program.nodes for i in n.body if i.op == "load" and i.args]
     assert load.attr("other") == 0
+
+
+OUT_OF_RANGE = {
+    "embedding": (lambda x, i: F.embedding(i.abs(), x), 4),
+    "index": (lambda x, i: x[i], -5),
+    "gather": (lambda x, i: x.gather(0, i[:, None]), -1),
+    "index_select": (lambda x, i: x.index_select(0, i), 4),
+    "take": (lambda x, i: x.take(i), 12),
+    "index_put": (lambda x, i: aten.index_put(x, [i], x[:2]), 4),
+    "index_put of one place": (lambda x, i: aten.index_put(x, [i[1:]], x[:1]), -5),
+    "scatter_add": (lambda x, i: x.scatter_add(0, i[:, None], x), -1),
+}
+
+
+@pytest.mark.parametrize("name", OUT_OF_RANGE)
+def test_an_index_out_of_range_is_an_error(name: str) -> None:
+    fn, bad = OUT_OF_RANGE[name]
+    x = make((4, 3), torch.float32)
+    assert_kernels_like_eager(fn, x, torch.tensor([1, 2]))
+    with pytest.raises((IndexError, RuntimeError), match=r"out of (range|bounds)"):
+        fn(x, torch.tensor([1, bad]))
+    program = lower_function(fn, x, torch.tensor([1, 2]))
+    with pytest.raises(IndexOutOfRange):
+        evaluate_program(program, [x, torch.tensor([1, bad])])
+    steps = schedule(simplify(program, Config()), Config())
+    with pytest.raises(IndexOutOfRange):
+        build_for_cpu(steps, Config())(x, torch.tensor([1, bad]))
+
+
+def test_the_error_is_eagers_own() -> None:
+    table = make((4, 3), torch.float32)
+    compiled = torch.compile(lambda x, i: F.embedding(i, x) * 2, backend="fusec")
+    compiled(table, torch.tensor([1, 3]))
+    with pytest.raises(IndexError, match="index out of range in self"):
+        compiled(table, torch.tensor([1, 4]))
+    torch.testing.assert_close(compiled(table, torch.tensor([0, 2])), table[[0, 2]] * 2)
+
+
+def test_indices_that_a_mask_leaves_out_are_no_errors() -> None:
+    """Computed indices reach out of range where padding reads nothing."""
+    x = make((30, 8), torch.float32)
+    assert_kernels_like_eager(lambda x: F.pad(x[torch.arange(0, 30, 2)] * 3, (0, 0, 2, 3)), x)
+    assert_kernels_like_eager(lambda x, i: torch.cat([x[i] * 2, x[i + 3]]), x, ints((9,), 0, 27))
+    assert_kernels_like_eager(lambda x, i: F.embedding(i, x).sum((0, 1)), x, ints((9999, 9), 0, 30))
