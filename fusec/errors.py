@@ -47,11 +47,19 @@ class GroupError(FusecError):
     """Nests could not share a kernel that was planned for them; the cause says why.
 
     nests: their names in the lowered program.   ops: what they compute.   line: the user's line.
+    nodes: the names of the captured graph's nodes they come from.
     """
 
-    def __init__(self, cause: Exception, nests: frozenset[str], ops: tuple[str, ...] = (), line: str = "") -> None:
+    def __init__(
+        self,
+        cause: Exception,
+        nests: frozenset[str],
+        ops: tuple[str, ...] = (),
+        line: str = "",
+        nodes: frozenset[str] = frozenset(),
+    ) -> None:
         super().__init__(f"{', '.join(ops) or ', '.join(sorted(nests))}: {type(cause).__name__}: {cause}")
-        self.cause, self.nests, self.ops, self.line = cause, nests, ops, line
+        self.cause, self.nests, self.ops, self.line, self.nodes = cause, nests, ops, line, nodes
 
 
 class TargetError(FusecError, RuntimeError):

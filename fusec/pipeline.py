@@ -9,8 +9,9 @@ Each pass is a plain function of values. `config.verify` checks what a pass made
     out/rms_norm_0/01_program.txt 02_simplified.txt 03_schedule.txt 04_buffers.txt 05_wrapper.txt kernels/...
 
 The fallback ladder: an op that cannot be lowered is a library call (in `lowering`); nests whose common kernel cannot
-be planned, generated or compiled get a kernel each; a graph for which that does not help runs one kernel a nest,
-failing that as eager PyTorch would. Each step down is counted and warned of once; `config.strict` makes it an error.
+be planned, generated or compiled get a kernel each, and an op whose own kernel cannot is a library call; a graph for
+which that does not help runs one kernel a nest, failing that as eager PyTorch would. Each step down is counted and
+warned of once; `config.strict` makes it an error.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,7 +50,7 @@ log = logging.getLogger("fusec.pipeline")
 
 T = TypeVar("T")
 
-GROUP_LIMIT = 8  # kernels taken apart, one compilation of the graph each, before all of it runs unfused
+GROUP_LIMIT = 12  # compilations of a graph with kernels taken apart, before all of it runs unfused
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +116,19 @@ class Stats:
 
 
 def compile_passes(
-    graph: CapturedGraph, config: Config, stats: Stats, apart: Set[str] = frozenset()
+    graph: CapturedGraph,
+    config: Config,
+    stats: Stats,
+    apart: Set[str] = frozenset(),
+    calls: Mapping[str, str] | None = None,
 ) -> tuple[GraphRecord, Executable]:
-    """All passes in order, without the fallback ladder: an error is an error. apart: nests that are not fused.
+    """All passes in order, without the fallback ladder: an error is an error.
 
+    apart: nests that are not fused.    calls: nodes of the graph that are library calls, and why.
     GroupError names the nests of a kernel that cannot be planned, generated or compiled.
     """
     run = _Passes(graph.name, config)
-    program = run("program", lambda: lower(graph, config, graph.name), verify_program, format_program)
+    program = run("program", lambda: lower(graph, config, graph.name, calls), verify_program, format_program)
     simplified = run("simplified", lambda: simplify(program, config), verify_program, format_program)
     steps = run("schedule", lambda: schedule(simplified, config, apart=apart), verify_schedule, format_schedule)
     buffers = run("buffers", lambda: plan_memory(steps), None, lambda plan: _format_buffers(steps, plan))
@@ -234,21 +240,30 @@ def compile_graph(graph: CapturedGraph, config: Config, stats: Stats) -> Compile
 def _compile_apart(
     graph: CapturedGraph, config: Config, stats: Stats, error: Exception
 ) -> tuple[GraphRecord | None, Executable | None]:
-    """The group level: the nests of a kernel that failed get one each, the others stay as they are.
+    """The nests of a kernel that failed get one each; an op whose own kernel fails is a library call; the rest stays.
 
-    (None, None) when another kind of failure comes up, or a kernel of a single nest fails.
+    (None, None) when another kind of failure comes up, or no kernel is left.
     """
     failed: list[GroupError] = []
     apart: frozenset[str] = frozenset()
-    while isinstance(error, GroupError) and not error.nests <= apart and len(failed) < GROUP_LIMIT:
-        failed.append(error)
-        apart |= error.nests
+    calls: dict[str, str] = {}
+    for _ in range(GROUP_LIMIT):
+        if not isinstance(error, GroupError):
+            break
+        if error.nests <= apart:  # nests are named anew when one becomes a call
+            calls |= dict.fromkeys(error.nodes, f"its kernel failed: {type(error.cause).__name__}: {error.cause}")
+            failed, apart = [], frozenset()
+        else:
+            failed.append(error)
+            apart |= error.nests
         try:
-            record, executable = compile_passes(graph, config, stats, apart)
+            record, executable = compile_passes(graph, config, stats, apart, calls)
         except Exception as another:
             error = another
             log.info("graph %s failed to compile with %s apart", graph.name, sorted(apart), exc_info=True)
             continue
+        if calls and not record.plans:
+            break
         for group in failed:
             ops = ", ".join(group.ops) or f"graph {graph.name}"
             reason = f"run without fusion: {type(group.cause).__name__}: {group.cause}"

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -60,9 +60,14 @@ class Graph(Protocol):
     def names(self) -> Sequence[str]: ...
 
 
-def lower(graph: Graph, config: Config | None = None, name: str = "program") -> Program:
-    """Lower a captured graph. LoweringError, naming the op and the user's line, when that is impossible."""
-    walk = _Walk(graph, config or Config())
+def lower(
+    graph: Graph, config: Config | None = None, name: str = "program", calls: Mapping[str, str] | None = None
+) -> Program:
+    """Lower a captured graph. LoweringError, naming the op and the user's line, when that is impossible.
+
+    calls: graph nodes that are to be library calls, by name, and why.
+    """
+    walk = _Walk(graph, config or Config(), calls or {})
     guards = _guards(graph.graph_module.graph.nodes)
     for node in graph.graph_module.graph.nodes:
         walk.visit(node)
@@ -86,8 +91,8 @@ def _guards(nodes: Iterable[fx.Node]) -> int:
 class _Walk:
     """The state of one walk: the Context and what each FX node stands for."""
 
-    def __init__(self, graph: Graph, config: Config) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, config: Config, calls: Mapping[str, str]) -> None:
+        self.graph, self.calls = graph, calls
         nodes = list(graph.graph_module.graph.nodes)
         self.context = Context(config, _device(nodes), nodes[0], Origin("", ""))
         self.env: dict[fx.Node, Any] = {}
@@ -174,6 +179,8 @@ class _Walk:
         if is_bound(node.target):
             return self._bound(args, kwargs)
         function = find_lowering(node.target)
+        if node.name in self.calls:
+            return self._extern(args, kwargs, self.calls[node.name])
         if function is None:
             log.info("library call: %s (%s)", node.target, describe(ctx.origin))
             return self._extern(args, kwargs, None)
@@ -181,7 +188,7 @@ class _Walk:
         try:
             return function(ctx, *args, **kwargs)
         except LoweringError as error:
-            raise self._error(str(error)) from error
+            raise self._error(str(error), _describe_args(args, kwargs)) from error
         except (NotLowered, NotSymbolic, SymbolicSize) as refusal:
             reason = f"{LIBRARY_CALL}: {refusal}" if isinstance(refusal, LibraryCall) else str(refusal)
             log.info("library call: %s: %s (%s)", node.target, reason, describe(ctx.origin))

@@ -72,7 +72,7 @@ def group_error(
             nests.add(decision.producer)
     lines = [f"{o.file}:{o.line}" for o in origins if o.file]
     ops = tuple(dict.fromkeys(o.op for o in origins))
-    return GroupError(error, frozenset(nests), ops, next(iter(lines), ""))
+    return GroupError(error, frozenset(nests), ops, next(iter(lines), ""), frozenset(o.node for o in origins))
 
 
 @dataclass(frozen=True, slots=True)

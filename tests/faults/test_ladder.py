@@ -144,6 +144,23 @@ def test_only_the_group_that_fails_is_taken_apart(where: str, monkeypatch: pytes
     assert len(apart.kernels) > len(fused.kernels) and any("tanh" in text for text in unchanged)
 
 
+def test_an_op_whose_own_kernel_fails_becomes_a_library_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = pipeline.generate_kernel
+
+    def generate(plan: Any, *rest: Any) -> Any:
+        if any(i.origin is not None and i.origin.op == "aten.sigmoid.default" for i in plan.body):
+            raise ValueError("no sigmoid today")
+        return original(plan, *rest)
+
+    monkeypatch.setattr(pipeline, "generate_kernel", generate)
+    got, messages = call(fusec.compile(gated), *ARGUMENTS)
+    torch.testing.assert_close(got, gated(*ARGUMENTS))
+    (message,) = messages
+    assert "aten.sigmoid.default" in message and "its kernel failed: ValueError: no sigmoid today" in message
+    assert "test_ladder.py" in message and [f["level"] for f in fusec.stats()["fallbacks"]] == ["op"]
+    assert fusec.stats()["extern_calls"] == 1 and fusec.stats()["kernels_launched"] == 1  # the rest is still fused
+
+
 def test_a_fault_at_the_first_call_runs_eagerly_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fusec.runtime.executable.Executable.__call__", failing(RuntimeError("launch failed")))
     compiled = fusec.compile(gated)
@@ -221,10 +238,10 @@ def test_precompile_refuses_a_graph_that_falls_back_and_accepts_a_library_call(m
 def test_a_fault_in_the_backward_graph_keeps_the_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     original = pipeline.lower
 
-    def lower(graph: Any, config: Any, name: str) -> Any:
+    def lower(graph: Any, *rest: Any) -> Any:
         if graph.kind == "backward":
             raise RuntimeError("no backward today")
-        return original(graph, config, name)
+        return original(graph, *rest)
 
     monkeypatch.setattr(pipeline, "lower", lower)
     x, y = (a.clone().requires_grad_() for a in ARGUMENTS)
