@@ -187,7 +187,8 @@ class _Body:
         if not is_masked:
             self._check_range(line, instr, buffer)
         if not is_load and not is_masked and access.mode is AccessMode.STORE:
-            over = {a.name for a in self.axes if a.extent != 1}
+            empty = any(a.extent == 0 for a in self.axes)  # nothing is written
+            over = {a.name for a in self.axes if a.extent != 1 and not empty}
             extra = (instr_axes(instr, self.varies) - index_axes(access.index, self.varies)) & over
             self._require(not extra, line, f"the value varies over {', '.join(sorted(extra))}, the address does not")
 

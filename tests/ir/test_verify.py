@@ -248,3 +248,8 @@ def test_a_schedule_in_the_wrong_order() -> None:
     schedule = Schedule(name, plan.buffers, (plan, plan), ("x",), ())
     with pytest.raises(VerificationError, match="softmax and softmax both write y"):
         verify_schedule(schedule)
+
+
+def test_a_nest_that_runs_for_no_point_may_store_anything() -> None:
+    text = RMS_NORM.replace("bf16[64, 4096]", "bf16[0, 4096]").replace("<64", "<0").replace("ss: f32[64]", "ss: f32[0]")
+    verify_program(parse_program(text.replace("ss[8](8) + 1, ", "").replace("store ss[p0]", "store ss[0]")))
