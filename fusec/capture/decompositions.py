@@ -36,11 +36,13 @@ Decomposition = Callable[..., Any]
 _POINTWISE = """
     deg2rad rad2deg logaddexp2 mvlgamma special_entr special_log_ndtr special_xlog1py huber_loss l1_loss mse_loss
     smooth_l1_loss soft_margin_loss binary_cross_entropy binary_cross_entropy_with_logits _euclidean_dist.default addr
+    dist.default linalg_cross.default renorm.default multi_margin_loss
+    multilabel_margin_loss_forward.default
 """
 _FACTORIES = """
     arange.default arange.start block_diag diag_embed eye hann_window linspace logspace new_empty new_full new_ones
     new_zeros ones ones_like zeros zeros_like empty_like fill zero
-    affine_grid_generator
+    affine_grid_generator tril_indices triu_indices
 """
 _VIEWS = """
     _reshape_alias detach channel_shuffle expand_as narrow pixel_shuffle pixel_unshuffle rot90 stack squeeze_copy

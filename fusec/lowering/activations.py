@@ -15,6 +15,7 @@ from fusec.lowering.logic import clamp as clamp_formula
 from fusec.lowering.logic import maximum, minimum
 from fusec.lowering.numbers import Number
 from fusec.lowering.pointwise import pointwise
+from fusec.lowering.reduction import is_used
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import NotLowered, lowering
 from fusec.lowering.views import narrowed
@@ -133,10 +134,12 @@ pointwise(aten.log_sigmoid)(log_sigmoid_formula)
 
 
 @lowering(aten.log_sigmoid_forward)
-def log_sigmoid_forward(ctx: Context, x: Ref) -> tuple[Ref, None]:
-    if any(user.args[1] == 1 and user.users for user in ctx.node.users):
-        raise NotLowered("the saved buffer of log_sigmoid is used")
-    return ctx.pointwise([x], log_sigmoid_formula, ctx.result(0)), None
+def log_sigmoid_forward(ctx: Context, x: Ref) -> tuple[Ref, Ref | None]:
+    """The value, and on a CPU exp(-|x|), which the gradient reads."""
+    value = ctx.pointwise([x], log_sigmoid_formula, ctx.result(0))
+    if not is_used(ctx.node, 1) or ctx.meta[1].shape != ctx.meta[0].shape:
+        return value, None
+    return value, ctx.pointwise([x], lambda nest, v: _exp(-nest.op("abs", v)), ctx.result(1))
 
 
 @lowering(aten.glu)

@@ -20,17 +20,18 @@ from math import prod
 import torch
 
 from fusec.ir.index import Expr, IndexLike, as_expr, floordiv, is_nonnegative, less_than, linearize
+from fusec.ir.types import AccessMode
 from fusec.lowering.builder import NestBuilder, Value, compute_dtype
-from fusec.lowering.context import Context, static
+from fusec.lowering.context import Context, sizes, static
 from fusec.lowering.pooling import UNROLLED, Window, adaptive_window, fixed_windows
 from fusec.lowering.positions import Checked
 from fusec.lowering.reduction import require_floating
 from fusec.lowering.ref import Ref, contiguous_strides
 from fusec.lowering.registry import lowering
-from fusec.lowering.scatter import Updates, summed
-from fusec.lowering.symbols import extent_of
+from fusec.lowering.scatter import Updates, refuse_where_deterministic, summed
 
 aten = torch.ops.aten
+Place = Callable[[NestBuilder], tuple[Sequence[IndexLike], Value | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,19 +138,47 @@ def _max_gradient(ctx: Context, grad: Ref, indices: Ref, covers: Sequence[Cover]
     return _gathered(ctx, covers, term)
 
 
-def _scattered(ctx: Context, grad: Ref, indices: Ref, n: int) -> Ref:
-    """zeros with each window's gradient added at its maximum; indices are positions within a plane."""
-    sizes = [static(extent_of(s)) for s in ctx.meta.shape[-n:]]
-    planes = contiguous_strides(sizes)
+def _in_planes(ctx: Context, indices: Ref, n: int, safe: bool) -> Place:
+    """Where in the result each window's maximum lies; indices are positions within a plane of the last n dimensions."""
+    extents = sizes(ctx.meta.shape[-n:])
+    planes = contiguous_strides(extents)
 
     def place(nest: NestBuilder) -> tuple[Sequence[IndexLike], Value | None]:
         checked = Checked(nest)
-        area = planes[0] * sizes[0]
-        at = checked.coordinate(nest.load(indices, nest.p), area, safe=True)
-        inner = [at // stride % size if d else at // stride for d, (stride, size) in enumerate(zip(planes, sizes))]
-        return (*nest.p[: len(nest.p) - n], *inner), checked.mask
+        at = checked.coordinate(nest.load(indices, nest.p), planes[0] * extents[0], safe=safe)
+        inner = [at // step % n if d else at // step for d, (step, n) in enumerate(zip(planes, extents, strict=True))]
+        return (*nest.p[: len(nest.p) - len(extents)], *inner), checked.mask
 
+    return place
+
+
+def _scattered(ctx: Context, grad: Ref, indices: Ref, n: int) -> Ref:
+    """zeros with each window's gradient added at its maximum."""
+    place = _in_planes(ctx, indices, n, safe=True)
     return summed(ctx, None, Updates(grad.shape, place, lambda nest: nest.load(grad, nest.p)))
+
+
+def _unpooled(ctx: Context, x: Ref, indices: Ref, n: int) -> Ref:
+    """zeros with each window's maximum back in its place."""
+    refuse_where_deterministic("maxima that may meet at one place")
+    out = ctx.result()
+    with ctx.nest(out.shape) as nest:
+        nest.store(out, nest.p, nest.const(0, out.dtype))
+    updates = Updates(x.shape, _in_planes(ctx, indices, n, safe=False), lambda nest: nest.load(x, nest.p))
+    updates.apply(ctx, out, AccessMode.OVERWRITE, lambda nest, v: v)
+    return out
+
+
+@lowering(aten.max_unpool2d.default)
+def max_unpool2d(ctx: Context, x: Ref, indices: Ref, size: Sequence[int]) -> Ref:
+    return _unpooled(ctx, x, indices, 2)
+
+
+@lowering(aten.max_unpool3d.default)
+def max_unpool3d(
+    ctx: Context, x: Ref, indices: Ref, size: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> Ref:
+    return _unpooled(ctx, x, indices, 3)
 
 
 def _max_pool_backward(

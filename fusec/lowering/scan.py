@@ -197,3 +197,27 @@ def cummax(ctx: Context, x: Ref, dim: int) -> tuple[Ref | None, Ref | None]:
 @lowering(aten.cummin.default)
 def cummin(ctx: Context, x: Ref, dim: int) -> tuple[Ref | None, Ref | None]:
     return _extremes(ctx, "cummin", x, dim)
+
+
+# -- positions counted by a scan ------------------------------------------------------------------
+
+
+@lowering(aten.masked_scatter.default)
+def masked_scatter(ctx: Context, x: Ref, mask: Ref, source: Ref) -> Ref:
+    """x, with the elements of source in order where the mask holds: the n-th place takes source.flatten()[n]."""
+    if mask.dtype is not torch.bool or source.dtype is not x.dtype:
+        raise NotLowered("a masked_scatter that converts its mask or source")
+    out = ctx.result()
+    mask, count = mask.expand(out.shape), product(out.shape)
+    flat, values = mask.reshape((count,)), source.reshape((product(source.shape),))
+    places = ctx.temporary(torch.int64, (count,), hint="places")
+    row = _Row((count,), 0)
+    _scan(ctx, "cumsum", row, lambda nest, where: nest.cast(nest.load(flat, where), torch.int64), torch.int64, places)
+    counted = places.reshape(out.shape)
+    with ctx.nest(out.shape) as nest:
+        hit = nest.load(mask, nest.p)
+        at = nest.load(counted, nest.p) - 1
+        there = ~hit | (at < nest.index(values.shape[0]))
+        new = nest.load_f32(values, (nest.as_index(nest.checked(there, at), values.shape[0]),), hit & there)
+        nest.store(out, nest.p, nest.where(hit, new, nest.load_f32(x.expand(out.shape), nest.p)))
+    return out
