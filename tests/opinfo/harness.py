@@ -106,7 +106,7 @@ def copied(value: Any) -> Any:
     storages: dict[int, Tensor] = {}
 
     def copy(x: Any) -> Any:
-        if not isinstance(x, Tensor) or x.layout is not torch.strided or x.is_quantized:
+        if not isinstance(x, Tensor) or x.layout is not torch.strided or x.is_quantized or x.device.type != "cpu":
             return x
         if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
             return x

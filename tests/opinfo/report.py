@@ -97,8 +97,9 @@ def page(rows: Sequence[Row]) -> str:
         [
             "# PyTorch's OpInfo suite, forward, in Triton's interpreter",
             "",
-            "Written by `make test-opinfo`. Each sample is compiled and held against eager mode: types, dtype, shape, "
-            "strides, values within the suite's tolerance (or no further from float64 than eager), or eager's error.",
+            "Written by `python -m tests.opinfo.sweep`; `make test-opinfo` runs every sample. Each that is run is "
+            "compiled and held against eager mode: dtype, shape, strides, values within the suite's tolerance (or"
+            " no further from float64 than eager), or eager's error.",
             "",
             *_table([*header, "launched a kernel"], totals(rows)),
             "",

@@ -66,6 +66,18 @@ def test_the_table_of_misses_only_shrinks() -> None:
     assert all(m.reason and m.where for m in MISSES)
 
 
+@pytest.mark.parametrize("name", ["cat", "complex", "gather", "take"])
+def test_an_error_that_eager_alone_raises_is_missed_without_fusec_too(name: str) -> None:
+    from tests.opinfo.harness import Compiler, run_sample
+    from tests.opinfo.misses import miss_of
+    from tests.opinfo.suite import ERRORS, full_name, ops, samples
+
+    op = next(o for o in ops() if full_name(o) == name)
+    outcomes = [run_sample(op, sample, Compiler()) for sample in samples(op, ERRORS)]
+    missed = [o for o in outcomes if not o.passed]
+    assert missed and all(o.without_fusec for o in missed) and miss_of(name, ERRORS) is not None
+
+
 def test_max_unpools_fake_tensor_has_other_strides_than_its_kernel() -> None:
     """The defect of PyTorch behind a row of the table; when this fails, the row goes."""
     import torch
