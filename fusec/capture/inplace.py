@@ -142,12 +142,26 @@ def _write(graph: Graph, link: Node, target: Node) -> None:
         written.meta = dict(link.meta)
         return
     source, where = link.args[1], link.args[2:]
+    nested = source if isinstance(source, Node) and _scatters_into_the_view(link, source) else None
     view = graph.call_function(_VIEW_OF[link.target], (target, *where), link.kwargs)
-    written = graph.call_function(aten.copy_.default, (view, source))
     like = target.meta["val"]
     with torch.no_grad():
         view.meta = {**link.meta, "val": _VIEW_OF[link.target](like, *where, **link.kwargs)}
+    if nested is not None:
+        _write(graph, nested, view)
+        return
+    written = graph.call_function(aten.copy_.default, (view, source))
     written.meta = dict(view.meta)
+
+
+def _scatters_into_the_view(link: Node, source: Node) -> bool:
+    """True for slice_scatter(x, slice_scatter(slice(x, *where), part, ..), *where): only the part changes."""
+    if source.target not in _IN_PLACE and source.target not in _VIEW_OF:
+        return False
+    base = source.args[0]
+    assert isinstance(base, Node)
+    same = base.target is _VIEW_OF[link.target] and base.args == (link.args[0], *link.args[2:])
+    return same and base.kwargs == link.kwargs and list(source.users) == [link]
 
 
 def _aliases(node: Node) -> Iterable[Node]:

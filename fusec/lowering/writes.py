@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 import torch
 
-from fusec.ir.index import IndexLike, as_int
-from fusec.ir.types import AccessMode
+from fusec.ir.index import IndexLike, as_expr, as_int
+from fusec.ir.types import AccessMode, Buffer
 from fusec.lowering.builder import KERNEL_DTYPES, Number
 from fusec.lowering.context import Context
 from fusec.lowering.positions import at_least_1d
-from fusec.lowering.ref import Ref
+from fusec.lowering.ref import Ref, contiguous_strides
 from fusec.lowering.registry import NotLowered, lowering
 from fusec.lowering.scatter import Updates, advanced, along, refuse_where_deterministic, source_value, sum_dtype
 
@@ -122,16 +122,19 @@ def why_not_writable(ctx: Context, target: Ref, *values: Ref) -> str | None:
     if target.dtype is not target.stored:
         return "what is written is a view of another dtype"
     found = target.strided()
-    if found is None or not _apart(target.shape, found[0]):
+    if found is None or not _apart(target.shape, found[0], ctx.buffers[target.buffer]):
         return "elements of what is written may share memory"
     return None
 
 
-def _apart(shape: Sequence[IndexLike], strides: Sequence[IndexLike]) -> bool:
-    """True when no two elements are at one place: each stride steps over all smaller ones together."""
+def _apart(shape: Sequence[IndexLike], strides: Sequence[IndexLike], whole: Buffer) -> bool:
+    """True when no two elements are at one place: each stride steps over all smaller ones together.
+
+    A view with symbolic sizes is judged by what it is a view of: slices and selections of memory without overlap.
+    """
     dims = [(as_int(s), as_int(n)) for s, n in zip(strides, shape, strict=True) if n != 1]
     if any(stride is None or extent is None for stride, extent in dims):
-        return _nested(shape, strides)
+        return _nested(whole.shape, whole.strides) and all(stride != 0 for stride, _ in dims)
     reach = 0
     for stride, extent in sorted((s or 0, n or 0) for s, n in dims):
         if extent == 0:
@@ -143,5 +146,6 @@ def _apart(shape: Sequence[IndexLike], strides: Sequence[IndexLike]) -> bool:
 
 
 def _nested(shape: Sequence[IndexLike], strides: Sequence[IndexLike]) -> bool:
-    """For symbolic sizes: every stride is the product of what lies inside it."""
-    return all(as_int(strides[d + 1] * shape[d + 1] - strides[d]) == 0 for d in range(len(shape) - 1))
+    """Every stride is the product of the extents inside it."""
+    pairs = zip(strides, contiguous_strides(shape), strict=True)
+    return all(as_int(as_expr(stride) - step) == 0 for stride, step in pairs)

@@ -69,6 +69,16 @@ def test_a_slice_is_written_through_its_view() -> None:
     assert [graph.names[i] for i in mutated_inputs(graph.graph_module)] == ["cache"]
 
 
+def test_a_slice_of_a_slice_is_all_that_is_written() -> None:
+    def fn(cache: Tensor, row: Tensor) -> Tensor:
+        cache[:, 2:3].mul_(3)
+        cache[1][2:4, 0] = row[0, 0, :2]
+        return cache * 2
+
+    graph = same_as_eager(fn, CACHE, ROW)
+    assert not any("scatter" in op for op in ops(graph))
+
+
 def test_several_writes_in_turn() -> None:
     def fn(cache: Tensor, row: Tensor, at: Tensor) -> Tensor:
         cache[0] = 7

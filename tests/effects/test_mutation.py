@@ -59,6 +59,25 @@ def test_an_update_is_one_kernel(name: str) -> None:
     assert launched() == (2, 0)
 
 
+DYNAMIC: dict[str, tuple[Callable[..., Any], Callable[[int], tuple[Tensor, ...]]]] = {
+    "whole": (lambda x: x.add_(1), lambda n: (torch.randn(n, n + 2),)),
+    "of a slice": (lambda x, y: x[:, 1:3].add_(y).sum(), lambda n: (torch.randn(n, n + 2), torch.randn(n, 2))),
+    "residual and norm": (residual_norm, lambda n: (torch.randn(n, 16), torch.randn(n, 16))),
+}
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_updates_with_symbolic_sizes(name: str) -> None:
+    fn, arguments = DYNAMIC[name]
+    compiled = fusec.compile(fn, dynamic=True, options={"strict": True})
+    for n in (5, 6, 17):
+        ours, theirs = arguments(n), arguments(n)
+        for a, b in zip(ours, theirs, strict=True):
+            a.copy_(b)
+        torch.testing.assert_close((compiled(*ours), ours), (fn(*theirs), theirs))
+    assert fusec.stats()["graphs"] == 1 and launched()[1] == 0
+
+
 HARD: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "flipped over itself": (lambda x: x.copy_(x.flip(0)), (X,)),
     "transposed over itself": (lambda x: x.copy_(x.t().clone()), (torch.randn(33, 33),)),
