@@ -81,6 +81,7 @@ def _source(plan: KernelPlan, table: Mapping[str, Buffer], config: Config, width
         cache_key=cache_key([*imports, *code], function.params, (function.grid,), tiles, config),
         candidates=tiling.candidates,
         fuse_multiply_add=config.precision != "eager",
+        buckets=plan.buckets,
         extents=() if widths is Widths.AS_KNOWN else tuple((d.name, d.extent) for d in tiling.dims),
         limits=tuple(sorted(function.limits, key=str)),
     )

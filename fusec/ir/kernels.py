@@ -106,6 +106,7 @@ class KernelPlan:
     boundary: a sentence: why this kernel ends where it ends.
     parts:    a combined kernel: independent plans of one launch, each on its own range of program instances.
               Its own axes, dims and phases are empty; buffers, nests and cost are those of all parts.
+    buckets:  of rows whose length is symbolic: (longest length, or None for any, tile), shortest first.
     """
 
     name: str
@@ -121,6 +122,7 @@ class KernelPlan:
     boundary: str = ""
     candidates: tuple[Tile, ...] = ()  # other tiles worth measuring, best first
     parts: tuple[KernelPlan, ...] = ()
+    buckets: tuple[tuple[int | None, Tile], ...] = ()
 
     @property
     def leaves(self) -> tuple[KernelPlan, ...]:
@@ -225,6 +227,7 @@ class KernelSource:
     tile:      blocks used on a GPU. interpreter_tile: large blocks for the interpreter, same text.
     cache_key: hash of the text without comments and of everything else that decides the binary.
     extents:   points of each tile dimension, by name, where some are symbolic.
+    buckets:   as in the plan: the same text has another tile for rows of another length.
     limits:    the text computes in 32 bits what is right only while these expressions over sizes are below 2**31;
     wide:      the same kernel with 64-bit sizes, for launches where they are not.
     """
@@ -240,5 +243,6 @@ class KernelSource:
     fuse_multiply_add: bool = True  # False where every operation rounds as in eager mode
     parts: tuple[Grid, ...] = ()
     extents: tuple[tuple[str, IndexLike], ...] = ()
+    buckets: tuple[tuple[int | None, Tile], ...] = ()
     limits: tuple[IndexLike, ...] = ()
     wide: KernelSource | None = None

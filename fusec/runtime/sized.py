@@ -4,9 +4,10 @@ Enters: a KernelSource with size parameters, and what builds a Kernel of one. Le
 
     sizes (17, 64)          the text as it is, any sizes
     sizes (1024, 64)        the same text, compiled for sizes that are multiples of 16: accesses are 16 bytes wide
+    sizes (17, 4096)        the same text with a tile for longer rows, where rows have a symbolic length
     sizes (2**20, 4096)     the text with 64-bit sizes, because 2**32 is past what 32 bits hold
 
-The first two are built with the graph. The third is built at the first launch that wants it.
+The first two are built with the graph, the others at the first launch that wants them.
 """
 
 from __future__ import annotations
@@ -48,8 +49,10 @@ class SizedKernel(Kernel):
         super().__init__(source, target)
         self.even, self.build = even, build
         self.wide: Kernel | None = None
+        self.others: dict[Tile, Kernel] = {}  # for rows of other lengths
         names = [p.size for p in source.params if p.kind == "size"]
         self._limits = size_function(source.limits, names)
+        self._row = size_function([dict(source.extents).get("r", 1)], names)
         self._chosen: dict[tuple[int, ...], Kernel | None] = {}
 
     def __call__(self, *arguments: Any) -> None:
@@ -70,7 +73,14 @@ class SizedKernel(Kernel):
 
     def variants(self) -> tuple[Kernel, ...]:
         """Every kernel built so far: this one first."""
-        return (self, *(k for k in (self.even, self.wide) if k is not None))
+        others = [v for other in self.others.values() for v in other.variants()]
+        return (self, *(k for k in (self.even, self.wide) if k is not None), *others)
+
+    def _tile(self, length: int) -> Tile:
+        """The tile for rows of this length. The interpreter chooses its own."""
+        if not self.source.buckets or not self.target.archs:
+            return self.source.tile
+        return next(tile for longest, tile in self.source.buckets if longest is None or length <= longest)
 
     def _choose(self, sizes: tuple[int, ...]) -> Kernel | None:
         """The kernel for these sizes; None for this one."""
@@ -85,4 +95,9 @@ class SizedKernel(Kernel):
             if self.wide is None:
                 self.wide = self.build(self.source.wide)
             return self.wide
+        tile = self._tile(*self._row(*sizes))
+        if tile != self.source.tile:
+            if tile not in self.others:
+                self.others[tile] = self.build(replace(self.source, tile=tile, buckets=()))
+            return self.others[tile]
         return self.even if all(n % DIVISOR == 0 for n in sizes) else None

@@ -41,6 +41,9 @@ HEAVY = 0.2  # share of the heaviest access above which an access deserves coale
 SPARE_REGISTERS = 40  # addresses, masks, loop counters
 
 
+Buckets = tuple[tuple[int | None, Tile], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class _Shape:
     """A nest with its axes in tile order, and which axes form each tile dimension.
@@ -191,6 +194,11 @@ def _finish_plan(shape: _Shape, table: Mapping[str, Buffer], device: DeviceModel
     cost = estimate(nest, table, device)
     reduced = reduced_axes(nest.body)
     strategy, tiles, looped = _strategy(nest, shape, reduced, table, device)
+    length = product(a.extent for a in nest.axes if a.name in dict(shape.dims).get("r", ()))
+    buckets: Buckets = ()
+    if looped == "r" and as_int(length) is None and tiles[0].block("x") == 1:
+        buckets = _buckets(nest, shape, tiles, device)
+        tiles = [bucket_of(buckets, extent_hint(length))]
     if looped:
         phases = split_phases(online_sums(nest.body), nest.axes, frozenset(dict(shape.dims)[looped]))
         names = renumber(tuple(i for phase in phases for i in phase))
@@ -213,6 +221,7 @@ def _finish_plan(shape: _Shape, table: Mapping[str, Buffer], device: DeviceModel
         tile=_only(tiles[0], dims),
         cost=cost,
         candidates=tuple(_only(t, dims) for t in tiles[1:]),
+        buckets=tuple((longest, _only(t, dims)) for longest, t in buckets),
     )
 
 
@@ -256,8 +265,23 @@ def _strategy(
     return (Strategy.SPLIT_ROW if split and not looped else row), tiles, "r" if looped else ""
 
 
+SHORT_ROWS = (64, 256, 1024)  # longest rows of a bucket
+
+
+def _buckets(nest: LoopNest, shape: _Shape, tiles: Sequence[Tile], device: DeviceModel) -> Buckets:
+    """Tiles for rows of every length: short ones share a program, so that no lane goes without a point."""
+    live = max(max_live(nest.body, nest.axes), 1)
+    short = ((longest, _persistent_tile(_TYPICAL["x"], longest, live, device)) for longest in SHORT_ROWS)
+    return (*((longest, tile) for longest, tile in short if tile is not None), (None, tiles[0]))
+
+
+def bucket_of(buckets: Buckets, length: int) -> Tile:
+    """The tile for rows of this length."""
+    return next(tile for longest, tile in buckets if longest is None or length <= longest)
+
+
 # What a symbolic extent is taken for at least: block sizes must suit the long sizes, short ones are quick anyway.
-_TYPICAL = {"x": 1 << 20, "y": 1 << 10, "r": 1 << 10, "q": 8}
+_TYPICAL = {"x": 1 << 20, "y": 1 << 10, "r": 1 << 14, "q": 8}
 
 
 def _typical(extent: IndexLike, least: int) -> int:

@@ -100,3 +100,15 @@ def test_even_sizes_take_a_binary_with_wide_accesses() -> None:
     assert kernel.even is not None and divisible(kernel.source).text == kernel.source.text
     assert kernel.artifact is not None and kernel.even.artifact is not None
     assert kernel.artifact.cubin != kernel.even.artifact.cubin
+
+
+def test_rows_of_other_lengths_take_the_same_text_with_another_tile() -> None:
+    called, graph = compiled(lambda x: x.softmax(-1), torch.randn(4, 20), target="sm_90")
+    kernel = kernel_of(graph)
+    assert dict(kernel.source.tile.blocks) == {"x": 16, "r": 64}
+    blocks = {n: dict((kernel._choose((4, n)) or kernel).source.tile.blocks) for n in (64, 65, 1000, 5000)}
+    assert [b["r"] for b in blocks.values()] == [64, 256, 1024, 4096] and blocks[5000]["x"] == 1
+    assert {k.source.text for k in kernel.variants()} == {kernel.source.text} and len(kernel.others) == 3
+    assert all(k.artifact is not None and not k.artifact.spills for k in kernel.variants())
+    x = torch.randn(5, 2000)
+    torch.testing.assert_close(called(x), x.softmax(-1))  # type: ignore[operator]
