@@ -47,22 +47,23 @@ class Block(nn.Module):
 
 def assert_one_compilation(
     fn: Callable[..., Any], arguments: Callable[[int], tuple[Any, ...]], sizes: tuple[int, ...], **options: Any
-) -> None:
-    """Equal to eager for every size; compiled for the first one, and once more for all others."""
+) -> dict[str, Any]:
+    """Equal to eager for every size; compiled for the first one, and once more for all others. Returns the counts."""
     compiled = fusec.compile(fn, **options)
     for n in sizes:
         given = arguments(n)
         torch.testing.assert_close(compiled(*given), fn(*given), rtol=1e-4, atol=1e-4)
     found = fusec.stats()
     assert found["fallbacks"] == [] and found["graphs"] <= 2 and found["recompiles"] <= 1
+    fusec.reset()
+    return found
 
 
 def test_fifty_lengths_of_a_transformer_block_are_compiled_twice() -> None:
     block = Block().eval()
     with torch.no_grad():
-        assert_one_compilation(block, lambda n: (torch.randn(1, n, 16),), LENGTHS)
-    built = fusec.stats()["kernels_built"] + fusec.stats()["cache_hits"]
-    assert len(LENGTHS) == 50 and built <= 8
+        found = assert_one_compilation(block, lambda n: (torch.randn(1, n, 16),), LENGTHS)
+    assert len(LENGTHS) == 50 and found["kernels_built"] + found["cache_hits"] <= 8
 
 
 def cross_entropy(x: Tensor, labels: Tensor) -> Tensor:
@@ -132,6 +133,18 @@ def test_training_steps_over_changing_sizes(module: Any) -> None:
     found = fusec.stats()
     assert found["graphs"] <= 4 and found["recompiles"] <= 1  # forward and backward, for one size and for all
     assert all(f["level"] == "op" for f in found["fallbacks"])
+
+
+@pytest.mark.parametrize("name", ["rows and columns", "variance", "everything", "bias gradient"])
+def test_reductions_that_were_split_for_a_long_first_call(name: str) -> None:
+    more = {
+        "everything": lambda x: (x.sum(), x.abs().amax(), x.square().mean(0)),
+        "bias gradient": lambda x: (x * 2, (x * 2).sum(0), x.mean()),
+    }
+    fn = {**ROWS, **more}[name]
+    sizes = (40000, 2, 17, 1023, 33000)
+    assert_one_compilation(fn, lambda n: (torch.randn(n, 6),), sizes, dynamic=True)
+    assert_one_compilation(fn, lambda n: (torch.randn(3, n),), sizes, dynamic=True)
 
 
 # -- how sizes become symbolic ----------------------------------------------------------------------
@@ -216,8 +229,7 @@ def test_the_graph_goes_on_with_sizes_known_after_a_call(name: str) -> None:
         given = arguments(n)
         torch.testing.assert_close(compiled(*given), fn(*given))
     found = fusec.stats()
-    assert found["graphs"] == 1 and found["kernels_launched"] >= 4
-    assert all(f["level"] == "op" for f in found["fallbacks"])
+    assert found["graphs"] == 1 and found["kernels_launched"] >= 4 and found["fallbacks"] == []
 
 
 @pytest.mark.usefixtures("values_captured")
@@ -263,7 +275,7 @@ def test_a_dumped_kernel_runs_alone_with_the_sizes_of_the_first_call(tmp_path: P
 
 def test_an_archive_holds_the_binaries_for_all_sizes_and_for_even_ones(tmp_path: Path) -> None:
     made = fusec.precompile(
-        lambda x: x.exp() + 1, (torch.randn(8, 64),), target="sm_90", path=tmp_path / "out", dynamic=True
+        lambda x: x.exp() * x.shape[0], (torch.randn(8, 64),), target="sm_90", path=tmp_path / "out", dynamic=True
     )
     assert "s0" in made.explanation.kernels[0].source
     assert len(fusec.load(tmp_path / "out").kernels) == 2

@@ -66,7 +66,8 @@ class GraphCopier:
             if node.op == "placeholder":
                 value = next(remaining)
                 copy = self._copy(node, value)
-                self.copies[node] = copy if isinstance(value, torch.Tensor) else value
+                symbolic = isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool)
+                self.copies[node] = copy if symbolic or isinstance(value, torch.Tensor) else value
             elif node.op == "output":
                 self.graph.output(map_arg(node.args[0], lambda n: self.copies[n]))
             elif node.op == "get_attr":

@@ -128,6 +128,11 @@ def choose_tiling(
     return Tiling(dims, interpreter, usable)
 
 
+def _tiles(plan: KernelPlan) -> tuple[Tile, ...]:
+    """The tiles that every launch may take: of symbolic rows, those of all lengths."""
+    return (plan.tile, *(tile for _, tile in plan.buckets))
+
+
 def _divides(plan: KernelPlan, dim: TileDim, block: int) -> bool:
     extent = as_int(plan.extent(dim))
     return extent is not None and (extent == block if dim.kind is DimKind.WHOLE else extent % block == 0)
@@ -140,7 +145,7 @@ def _interpreter_block(plan: KernelPlan, dim: TileDim, extent: int | None, budge
     if extent is None:
         return min(budget, INTERPRETER_BLOCK), True
     covering = min(budget, 1 << max(extent - 1, 0).bit_length())
-    if not extent or not _divides(plan, dim, plan.tile.block(dim.name)):
+    if not extent or not all(_divides(plan, dim, t.block(dim.name)) for t in _tiles(plan)):
         return covering, True
     dividing = min(covering, extent & -extent)
     if extent // dividing > INTERPRETER_PROGRAMS and dividing < covering:

@@ -35,7 +35,7 @@ LIBRARY_NAMES = """
     _scaled_dot_product_flash_attention_backward _scaled_dot_product_efficient_attention_backward
     _scaled_dot_product_cudnn_attention_backward _scaled_dot_product_flash_attention_for_cpu_backward
     _scaled_dot_product_fused_attention_overrideable_backward
-    sort topk kthvalue median nanmedian mode _unique2 unique_dim unique_consecutive
+    sort topk kthvalue median nanmedian mode _unique2 unique_dim unique_consecutive nonzero masked_select
     _fft_r2c _fft_c2c _fft_c2r random_seeds
     linalg_qr _linalg_svd _linalg_eigh linalg_inv_ex linalg_cholesky_ex linalg_lu_factor_ex _linalg_solve_ex
     linalg_lu linalg_householder_product _linalg_det _linalg_slogdet triangular_solve cholesky_solve

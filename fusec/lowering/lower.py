@@ -163,7 +163,12 @@ class _Walk:
     # -- calls ------------------------------------------------------------------------------------
 
     def _lowered(self, arguments: Any) -> Any:
-        return fx.map_arg(arguments, lambda n: self.env[n])
+        return fx.node.map_aggregate(arguments, self._leaf)
+
+    def _leaf(self, value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return self.env[value]
+        return self._number(value) if symbolic(value) else value
 
     def _call(self, node: fx.Node) -> Any:
         ctx = self.context

@@ -14,7 +14,7 @@ import torch
 from fusec.ir.index import Expr, IndexLike
 from fusec.lowering.builder import NestBuilder, Value
 from fusec.lowering.ref import Ref
-from fusec.lowering.registry import NotLowered
+from fusec.lowering.registry import LibraryCall, NotLowered
 
 _INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8)
 
@@ -51,6 +51,8 @@ class Checked:
 def require_integers(*indices: Ref) -> None:
     """NotLowered unless every index is a tensor of integers."""
     for index in indices:
+        if index.dtype in (torch.bool, torch.uint8):
+            raise LibraryCall("how many elements a mask picks depends on values")
         if index.dtype not in _INDEX_DTYPES:
             raise NotLowered(f"an index of dtype {str(index.dtype).removeprefix('torch.')}")
 

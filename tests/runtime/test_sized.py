@@ -112,3 +112,19 @@ def test_rows_of_other_lengths_take_the_same_text_with_another_tile() -> None:
     assert all(k.artifact is not None and not k.artifact.spills for k in kernel.variants())
     x = torch.randn(5, 2000)
     torch.testing.assert_close(called(x), x.softmax(-1))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("rows", [4, 32, 5])
+def test_rows_of_known_number_are_masked_for_every_tile(rows: int) -> None:
+    first, long = torch.randn(rows, 2000), torch.randn(rows, 20)
+    torch._dynamo.mark_dynamic(first, 1)
+    graphs: list[CompiledGraph] = []
+    backend = Backend(
+        Config.from_environment(), compile_graph=lambda *a: graphs.append(compile_graph(*a)) or graphs[-1]
+    )  # type: ignore[func-returns-value]
+    torch.compile(lambda x: x.softmax(-1), backend=backend)(first)
+    source = kernel_of(graphs[-1]).source
+    assert ("row_mask" in source.text) == (rows % 16 != 0)
+    out = torch.empty_like(long)
+    kernel_of(graphs[-1]).interpret([long, out], [20], next(t for n, t in source.buckets if n == 64))
+    torch.testing.assert_close(out, long.softmax(-1))
