@@ -132,14 +132,14 @@ def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     values = _computation(x)
     exponentials = torch.exp(values - torch.amax(values, dim, keepdim=True))
     result = exponentials / torch.sum(exponentials, dim, keepdim=True)
-    return result if half_to_float else result.to(x.dtype)
+    return (result if half_to_float else result.to(x.dtype)).contiguous()
 
 
 def _log_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     values = _computation(x)
     shifted = values - torch.amax(values, dim, keepdim=True)
     result = shifted - torch.log(torch.sum(torch.exp(shifted), dim, keepdim=True))
-    return result if half_to_float else result.to(x.dtype)
+    return (result if half_to_float else result.to(x.dtype)).contiguous()
 
 
 def _computation(x: Tensor) -> Tensor:

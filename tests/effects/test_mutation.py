@@ -311,3 +311,12 @@ def test_the_script_of_a_kernel_that_draws_and_writes_its_input_runs_alone(tmp_p
 def test_replay_of_a_kernel_that_writes_its_input_agrees() -> None:
     found = fusec.replay(draw_and_write)(torch.randn(5, 9))
     assert not found.differences
+
+
+@pytest.mark.parametrize("fn", [lambda x: x.softmax(0), lambda x: x.log_softmax(1), nn.LayerNorm(17)])
+def test_results_of_a_transposed_input_lie_in_memory_as_eager_lays_them(fn: Callable[[Tensor], Tensor]) -> None:
+    for asks in (False, True):
+        x = X.t().clone(memory_format=torch.preserve_format).requires_grad_(asks)
+        with torch.set_grad_enabled(asks):
+            got, want = fusec.compile(fn, options={"strict": True})(x), fn(x)
+        assert got.stride() == want.stride() and not x.is_contiguous()
