@@ -66,7 +66,7 @@ def test_the_table_of_misses_only_shrinks() -> None:
     assert all(m.reason and m.where for m in MISSES)
 
 
-@pytest.mark.parametrize("name", ["cat", "complex", "gather", "take"])
+@pytest.mark.parametrize("name", ["amax", "cat", "complex", "gather", "narrow_copy", "take"])
 def test_an_error_that_eager_alone_raises_is_missed_without_fusec_too(name: str) -> None:
     from tests.opinfo.harness import Compiler, run_sample
     from tests.opinfo.misses import miss_of
