@@ -29,7 +29,7 @@ from fusec.ir.index import Expr, IndexLike, SymbolicSize
 from fusec.ir.sizes import size_names
 from fusec.ir.types import Extern, Origin, Output, Program, Role, TensorView
 from fusec.lowering.bound import is_bound, lower_bound
-from fusec.lowering.builder import KERNEL_DTYPES
+from fusec.lowering.builder import FLOAT8, KERNEL_DTYPES
 from fusec.lowering.context import Context, sizes, strides_of
 from fusec.lowering.extern import LIBRARY_CALL, is_fallback, lower_extern
 from fusec.lowering.origin import describe, origin_of
@@ -191,7 +191,9 @@ class _Walk:
             return self._extern(args, kwargs, None)
         before = (len(ctx.made), len(ctx.nodes))
         try:
-            return function(ctx, *args, **kwargs)
+            value = function(ctx, *args, **kwargs)
+            self._check_memory(node, value)
+            return value
         except LoweringError as error:
             raise self._error(str(error), _describe_args(args, kwargs)) from error
         except (NotLowered, NotSymbolic, SymbolicSize) as refusal:
@@ -205,6 +207,13 @@ class _Walk:
                 raise self._error(f"lowering failed: {type(error).__name__}: {error}", arguments) from error
         ctx.undo(*before)
         return self._extern(args, kwargs, reason)
+
+    def _check_memory(self, node: fx.Node, value: Any) -> None:
+        """LibraryCall for new memory of a dtype that no kernel writes: complex numbers are flipped by PyTorch."""
+        if not isinstance(value, Ref) or value.dtype in KERNEL_DTYPES or value.dtype in FLOAT8:
+            return
+        if not _is_view(node.target) or value.tensor_view() is None:
+            raise LibraryCall(f"kernels do not compute {str(value.dtype).removeprefix('torch.')}")
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:

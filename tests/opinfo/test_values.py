@@ -145,6 +145,15 @@ def test_conversions_to_every_dtype(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", (*WIDE, torch.complex64), ids=str)
+def test_copies_of_what_no_kernel_holds_leave_the_rest_of_the_graph_compiled(dtype: torch.dtype) -> None:
+    def moved(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        return x.flip(0), x.repeat(2, 1), torch.roll(x, 1), torch.permute_copy(x, (1, 0)), x.t(), y.exp()
+
+    found = outcome(moved, torch.tensor([[0, 1], [2, 255]]).to(dtype), torch.randn(5))
+    assert found.kernels >= 1 and found.externs == 4 and found.fallbacks == ()
+
+
+@pytest.mark.parametrize("dtype", (*WIDE, torch.complex64), ids=str)
 def test_dtypes_that_no_kernel_holds_are_library_calls_on_purpose(dtype: torch.dtype) -> None:
     def used(x: Tensor) -> tuple[Tensor, ...]:
         return (x.to(torch.float32) if not x.is_complex() else x.abs()) * 2, x == x, x.flatten(), torch.cat([x, x])
