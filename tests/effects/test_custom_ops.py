@@ -103,6 +103,30 @@ def test_the_gradient_of_a_custom_op() -> None:
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+@custom_op("fusec_tests::refuse_twos", mutates_args=())
+def refuse_twos(x: Tensor) -> Tensor:
+    if (x == 2).any():
+        raise ValueError("a two")
+    return x.clone()
+
+
+@refuse_twos.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def test_a_call_that_fails_after_an_input_was_written_does_not_write_it_again() -> None:
+    def fn(x: Tensor) -> Tensor:
+        x.add_(1)
+        return refuse_twos(x) * 3
+
+    compiled, x = fusec.compile(fn), torch.zeros(5)
+    torch.testing.assert_close(compiled(x), torch.full((5,), 3.0))
+    with pytest.raises(ValueError, match="a two"):
+        compiled(x)
+    assert torch.equal(x, torch.full((5,), 2.0)) and not fusec.stats()["fallbacks"]
+
+
 # -- Triton kernels -------------------------------------------------------------------------------
 
 
