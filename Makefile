@@ -41,7 +41,7 @@ PIP = PYTHONWARNINGS=ignore PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 help:
 	@echo "make demo   watch a real model being captured, fused, compiled and explained"
 	@echo "make test   the test suite"
-	@echo "make test-models  36 architectures of transformers beside eager (20 minutes), and their report"
+	@echo "make test-models  36 architectures of transformers beside eager (20 minutes on 2 idle cores), and their report"
 	@echo "make test-opinfo  all samples of the OpInfo suite of PyTorch beside eager (hours; goes on where it stopped), and their report"
 	@echo "make fuzz   $(PROGRAMS) random programs with effects and views, compiled beside eager (20 minutes)"
 	@echo "make lint   style, format, types and the Dockerfile"
