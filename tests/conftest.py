@@ -58,8 +58,11 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
+def seeded() -> Iterator[None]:
+    """One seed for all; and no test meets sizes that Dynamo remembers from another, which would be dynamic then."""
     torch.manual_seed(0)
+    yield
+    torch.compiler.reset()
 
 
 @pytest.fixture
