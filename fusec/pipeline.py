@@ -30,6 +30,7 @@ import torch
 from fusec.capture.graph import CapturedGraph, NotSymbolicGraph, is_symbolic, user_lines
 from fusec.capture.inplace import mutated_inputs
 from fusec.codegen.kernel import generate_kernel
+from fusec.codegen.sizes import OwnSizes
 from fusec.codegen.wrapper import generate_wrapper
 from fusec.config import Config
 from fusec.errors import BuildError, FallbackWarning, FusecError, GroupError
@@ -147,16 +148,19 @@ def compile_passes(
 
 
 def _generate_kernels(plans: Sequence[KernelPlan], steps: Schedule, config: Config) -> tuple[KernelSource, ...]:
-    """One KernelSource per plan. Plans that differ only in which buffers they touch share it: layers of a model."""
+    """One KernelSource per plan. Plans that differ only in buffers or in names of sizes share its text: layers."""
     made: dict[Any, KernelSource] = {}
-    keys = [signature(plan) for plan in plans]
-    for key, plan in zip(keys, plans, strict=True):
+    sources: list[KernelSource] = []
+    for plan in plans:
+        own = OwnSizes.of(plan)
+        key = signature(own.plan)
         if key not in made:
             try:
-                made[key] = generate_kernel(plan, steps.table, config)
+                made[key] = generate_kernel(own.plan, own.table(steps.table), config)
             except Exception as error:
                 raise _group_error(error, [plan], steps) from error
-    return tuple(made[key] for key in keys)
+        sources.append(own.launched(made[key]))
+    return tuple(sources)
 
 
 def _group_error(error: Exception, plans: Sequence[KernelPlan], steps: Schedule) -> GroupError:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from fusec.ir.index import Expr, IndexLike, Sym, axis_symbol, size_symbol, substitute, symbols_of, value_symbol
+from fusec.ir.kernels import KernelPlan
 from fusec.ir.sizes import as_symbol, has_sizes, plain
 from fusec.ir.types import Axis, Buffer, Instr, LoopNest, Node, Program, Relation, TensorView, size_exprs
 
@@ -62,6 +63,15 @@ class Renaming:
             nodes=tuple(self._node(n) for n in program.nodes),
             outputs=tuple(self._value(o) for o in program.outputs),
             numbers=tuple((p, self._value(e)) for p, e in program.numbers),
+        )
+
+    def kernel(self, plan: KernelPlan) -> KernelPlan:
+        """A kernel over other sizes; not one of several parts, whose sizes are numbers."""
+        return replace(
+            plan,
+            axes=tuple(Axis(a.name, self._value(a.extent), a.kind) for a in plan.axes),
+            phases=tuple(tuple(self._instr(i) for i in phase) for phase in plan.phases),
+            buffers=tuple(self._buffer(b) for b in plan.buffers),
         )
 
     def _buffer(self, buffer: Buffer) -> Buffer:
