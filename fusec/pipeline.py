@@ -30,7 +30,7 @@ import torch
 from fusec.capture.graph import CapturedGraph, NotSymbolicGraph, is_symbolic, user_lines
 from fusec.capture.inplace import mutated_inputs
 from fusec.codegen.kernel import generate_kernel
-from fusec.codegen.sizes import OwnSizes
+from fusec.codegen.sizes import passing, with_own_sizes
 from fusec.codegen.wrapper import generate_wrapper
 from fusec.config import Config
 from fusec.errors import BuildError, FallbackWarning, FusecError, GroupError
@@ -152,14 +152,14 @@ def _generate_kernels(plans: Sequence[KernelPlan], steps: Schedule, config: Conf
     made: dict[Any, KernelSource] = {}
     sources: list[KernelSource] = []
     for plan in plans:
-        own = OwnSizes.of(plan)
-        key = signature(own.plan)
+        own, given = with_own_sizes(plan)
+        key = signature(own)
         if key not in made:
             try:
-                made[key] = generate_kernel(own.plan, own.table(steps.table), config)
+                made[key] = generate_kernel(own, {b.name: b for b in own.buffers}, config)
             except Exception as error:
                 raise _group_error(error, [plan], steps) from error
-        sources.append(own.launched(made[key]))
+        sources.append(passing(made[key], given) if given else made[key])
     return tuple(sources)
 
 

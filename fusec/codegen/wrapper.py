@@ -174,7 +174,7 @@ class _Wrapper:
         # Equal kernels share a source; its pointers follow the order of each plan's own buffers.
         device = self._device(plan)
         arguments = [self._on_device(b, device) for b in plan.buffers]
-        arguments += [self._size_param(p.size) for p in source.params if p.kind == "size"]
+        arguments += [self._size_param(p.passed) for p in source.params if p.kind == "size"]
         self._line(f"rt.launch[{number}](", arguments, ")", f"  # {source.name}")
         written = [self.variables[n] for n in plan.writes if self.schedule.table[n].role is Role.INPUT]
         if written:

@@ -110,7 +110,7 @@ def _launch_text(source: KernelSource, names: Mapping[str, str], plan: KernelPla
     if source.parts:  # one grid axis: the parts' programs follow one another
         grid = " + ".join(" * ".join(_programs(part)) or "1" for part in source.parts)
     arguments = [names[b.name] for b in plan.buffers]
-    given = [*arguments, *(str(sizes[p.size]) for p in source.params if p.kind == "size")]
+    given = [*arguments, *(str(sizes[p.passed]) for p in source.params if p.kind == "size")]
     tensors = ", ".join(f'"{p.name}": {a}' for p, a in zip(source.params, given, strict=False))
     return "\n".join(
         (

@@ -146,7 +146,7 @@ class _Watch:
         self.differences: list[Difference] = []
 
     def around(self, plan: KernelPlan, launch: Callable[..., None], source: KernelSource) -> Callable[..., None]:
-        names = [p.size for p in source.params if p.kind == "size"]
+        names = [p.passed for p in source.params if p.kind == "size"]
 
         def run(*arguments: Any) -> None:
             tensors = arguments[: len(plan.buffers)]

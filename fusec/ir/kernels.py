@@ -197,7 +197,8 @@ class BufferPlan:
 class Param:
     """A kernel parameter. kind: "pointer", "size" (a symbolic extent), "block" (constexpr).
 
-    symbol: of a size, the name of its symbol in the schedule; None when the parameter has that name.
+    symbol: of a size, the name of its symbol in the kernel; None when the parameter has that name.
+    given:  of a size, the size of the program that a launch passes; None when it has that name.
     """
 
     name: str
@@ -206,11 +207,17 @@ class Param:
     dtype: torch.dtype | None = None
     aligned: bool = True  # the pointer is 16-byte aligned
     symbol: str | None = None
+    given: str | None = None
 
     @property
     def size(self) -> str:
-        """The symbol whose value a size parameter takes."""
+        """The symbol that grid and limits of the kernel say this size parameter by."""
         return self.symbol or self.name
+
+    @property
+    def passed(self) -> str:
+        """The size of the program that a launch passes for a size parameter."""
+        return self.given or self.size
 
 
 Grid = tuple[tuple[IndexLike, Union[str, None]], ...]  # per grid axis: extent, block parameter or None

@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from fusec.config import Config
 from fusec.errors import LoweringError
 from fusec.ir.index import Expr, IndexLike, SymbolicSize
+from fusec.ir.renaming import renamed_sizes
 from fusec.ir.sizes import size_names
 from fusec.ir.types import Extern, Origin, Output, Program, Role, TensorView
 from fusec.lowering.bound import is_bound, lower_bound
@@ -35,7 +36,6 @@ from fusec.lowering.extern import LIBRARY_CALL, is_fallback, lower_extern
 from fusec.lowering.origin import describe, origin_of
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import LibraryCall, NotLowered, find_lowering
-from fusec.lowering.renaming import renamed_sizes
 from fusec.lowering.symbols import NotSymbolic, number_of, symbolic
 
 # torch.utils._python_dispatch: checked with torch 2.11.0 and 2.13.0.

@@ -167,28 +167,25 @@ def _device_name() -> str:
 
 def _compile(jobs: Sequence[Job], cache: Cache, config: Config, counters: Counters | None, timeout: float) -> None:
     """Give every kernel its artifacts, from the cache or from the compiler."""
-    requests: dict[str, CompileRequest] = {}
-    waiting: dict[str, list[Job]] = {}  # kernels of one text that differ in what a launch computes
+    missing: list[tuple[Job, CompileRequest, str]] = []
     for job in jobs:
         request = compile_request(job.kernel.source, job.tile, job.arch)
         key = cache_key(job.kernel.source, request)
         artifact = load_artifact(cache, key)
         if artifact is None:
-            requests[key] = request
-            waiting.setdefault(key, []).append(job)
+            missing.append((job, request, key))
         else:
             job.accept(artifact)
             _count(counters, "cache_hits")
-    results = compile_all(list(requests.values()), config.workers, timeout) if requests else []
+    results = compile_all([request for _, request, _ in missing], config.workers, timeout) if missing else []
     failures: list[tuple[str, BuildError]] = []
-    for (key, same), result in zip(waiting.items(), results, strict=True):
+    for (job, _, key), result in zip(missing, results, strict=True):
         if isinstance(result, Artifact):
-            for job in same:
-                job.accept(result)
+            job.accept(result)
             cache.put(key, Entry(result.to_json(), result.cubin))
             _count(counters, "kernels_built")
-        else:
-            failures += [(job.kernel.source.name, result) for job in same if not job.optional]
+        elif not job.optional:
+            failures.append((job.kernel.source.name, result))
     if failures:
         more = f"\n({len(failures) - 1} more kernels failed)" if len(failures) > 1 else ""
         raise BuildError(f"{failures[0][1]}{more}", tuple(name for name, _ in failures))

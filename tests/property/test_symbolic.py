@@ -19,10 +19,10 @@ from fusec.config import Config
 from fusec.errors import LoweringError
 from fusec.ir.evaluate import evaluate_program, evaluate_schedule
 from fusec.ir.index import size_symbol, symbols_of
+from fusec.ir.renaming import Renaming
 from fusec.ir.types import Program
 from fusec.ir.verify import verify_program, verify_schedule
 from fusec.lowering import lower
-from fusec.lowering.renaming import Renaming
 from fusec.runtime.sizes import CallSizes
 from fusec.schedule import schedule, simplify
 from tests.property.harness import TracedGraph, build_for_cpu, close_to_eager

@@ -8,7 +8,7 @@ give equal text whatever torch called their sizes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,27 +17,27 @@ from fusec.ir.kernels import KernelPlan
 from fusec.ir.sizes import as_symbol, has_sizes, plain
 from fusec.ir.types import Axis, Buffer, Instr, LoopNest, Node, Program, Relation, TensorView, size_exprs
 
-__all__ = ["Renaming", "renamed_sizes"]
+__all__ = ["Renaming", "renamed", "renamed_sizes", "sizes_in"]
 
 
 def renamed_sizes(program: Program) -> Program:
     """The program with new names for its sizes; as it is when it has none."""
     first = [e for _, e in program.numbers]
     first += [e for name in program.inputs if name for e in _extents(program.table[name])]
-    found = _sizes(first)
-    rest = [s for s in _sizes([e for node in program.nodes for e in size_exprs(node)]) if s not in found]
-    rest += [s for s in _sizes([e for b in program.buffers for e in _extents(b)]) if s not in (*found, *rest)]
+    found = sizes_in(first)
+    rest = [s for s in sizes_in([e for node in program.nodes for e in size_exprs(node)]) if s not in found]
+    rest += [s for s in sizes_in([e for b in program.buffers for e in _extents(b)]) if s not in (*found, *rest)]
     if not found and not rest:
         return program
     names = {s.name: f"s{k}" for k, s in enumerate(found)} | {s.name: f"u{k}" for k, s in enumerate(rest)}
-    return Renaming({s.name: _renamed(s, names[s.name]) for s in (*found, *rest)}).program(program)
+    return Renaming({s.name: renamed(s, names[s.name]) for s in (*found, *rest)}).program(program)
 
 
 def _extents(buffer: Buffer) -> tuple[IndexLike, ...]:
     return (*buffer.shape, *buffer.strides)
 
 
-def _sizes(exprs: list[IndexLike]) -> list[Sym]:
+def sizes_in(exprs: Iterable[IndexLike]) -> list[Sym]:
     """Size symbols in order of first appearance."""
     found: dict[Sym, None] = {}
     for expr in exprs:
@@ -45,7 +45,8 @@ def _sizes(exprs: list[IndexLike]) -> list[Sym]:
     return list(found)
 
 
-def _renamed(symbol: Sym, name: str) -> Expr:
+def renamed(symbol: Sym, name: str) -> Expr:
+    """A size by another name, with the same range and hint."""
     assert symbol.hi is None or isinstance(symbol.hi, int)
     return size_symbol(name, symbol.lo, symbol.hi, symbol.hint)
 
