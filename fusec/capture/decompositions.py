@@ -26,7 +26,7 @@ from fusec.capture.random import random_table
 
 # torch._decomp.get_decompositions, torch.utils._pytree: checked with torch 2.11.0 and 2.13.0.
 
-__all__ = ["KEPT", "decomposition_table"]
+__all__ = ["KEPT", "computation", "decomposition_table"]
 
 aten = torch.ops.aten
 prims = torch.ops.prims
@@ -82,7 +82,8 @@ KEPT = tuple(_KEPT_WHOLE.split())
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
-def _computation(x: Tensor) -> Tensor:
+def computation(x: Tensor) -> Tensor:
+    """The values as kernels compute with them: float32 for float16 and bfloat16."""
     return x.to(torch.float32) if x.dtype in _LOW_PRECISION else x
 
 
@@ -101,7 +102,7 @@ def _native_layer_norm(
     x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y = (x - mean) * rsqrt(var + eps) * weight + bias over the last len(normalized_shape) dimensions."""
-    values = _computation(x)
+    values = computation(x)
     dims = list(range(x.dim() - len(normalized_shape), x.dim()))
     var, mean = torch.var_mean(values, dims, correction=0, keepdim=True)
     rstd = torch.rsqrt(var + eps)
@@ -114,7 +115,7 @@ def _native_group_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, hxw: int, group: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y = (x - mean) * rsqrt(var + eps) * weight + bias; statistics over each of `group` sets of channels."""
-    values = _computation(x).reshape(n, group, c // group, hxw)
+    values = computation(x).reshape(n, group, c // group, hxw)
     var, mean = torch.var_mean(values, [2, 3], correction=0, keepdim=True)
     rstd = torch.rsqrt(var + eps)
     shape = [1, group, c // group, 1]
@@ -179,7 +180,7 @@ def _in_float32(function: Decomposition) -> Decomposition:
         common = reduce(torch.promote_types, (t.dtype for t in tensors))
         if common not in _LOW_PRECISION:
             return function(*args, **kwargs)
-        args, kwargs = tree_map_only(Tensor, _computation, (args, kwargs))
+        args, kwargs = tree_map_only(Tensor, computation, (args, kwargs))
         outputs = function(*args, **kwargs)
         return tree_map_only(Tensor, lambda t: t.to(common) if t.dtype is torch.float32 else t, outputs)
 

@@ -29,7 +29,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import CheckpointPolicy
 
-from fusec.capture.decompositions import decomposition_table
+from fusec.capture.decompositions import computation, decomposition_table
 from fusec.capture.random import draw_in_kernels
 
 # torch._functorch.{config, partitioners}, torch.fx.experimental.proxy_tensor: checked with torch 2.11.0 and 2.13.0.
@@ -129,21 +129,17 @@ def expand_softmax(graph_module: GraphModule) -> None:
 
 
 def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
-    values = _computation(x)
+    values = computation(x)
     exponentials = torch.exp(values - torch.amax(values, dim, keepdim=True))
     result = exponentials / torch.sum(exponentials, dim, keepdim=True)
     return (result if half_to_float else result.to(x.dtype)).contiguous()
 
 
 def _log_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
-    values = _computation(x)
+    values = computation(x)
     shifted = values - torch.amax(values, dim, keepdim=True)
     result = shifted - torch.log(torch.sum(torch.exp(shifted), dim, keepdim=True))
     return (result if half_to_float else result.to(x.dtype)).contiguous()
-
-
-def _computation(x: Tensor) -> Tensor:
-    return x.to(torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 _PIECES: dict[Any, Callable[..., Tensor]] = {
@@ -160,9 +156,10 @@ def save_offsets(graph_module: GraphModule) -> None:
     pooling = [n for n in graph_module.graph.nodes if n.target is aten.max_pool2d_with_indices_backward.default]
     for node in pooling:
         _, source, kernel, stride, padding, dilation, _, indices = node.args
-        window = _Window.of(source.meta["val"], kernel, stride, padding, dilation)
-        if kernel[0] * kernel[-1] > 127 or any(isinstance(n, torch.SymInt) for n in source.meta["val"].shape):
+        value = source.meta["val"]
+        if kernel[0] * kernel[-1] > 127 or any(isinstance(n, torch.SymInt) for n in value.shape):
             continue
+        window = _Window.of(value, kernel, stride, padding, dilation)
         node.update_arg(7, _inserted(graph_module, node, indices, window.narrowed))
     if pooling:
         graph_module.recompile()
