@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.table import markdown
 from tests.opinfo.misses import MISSES, miss_of
 from tests.opinfo.suite import DTYPES, ERRORS
 
@@ -98,7 +99,7 @@ def page(rows: Sequence[Row]) -> str:
             "compiled and held against eager mode: dtype, shape, strides, values within the suite's tolerance (or"
             " no further from float64 than eager), or eager's error.",
             "",
-            *_table([*header, "launched a kernel"], totals(rows)),
+            markdown([*header, "launched a kernel"], totals(rows)),
             "",
             f"{ran} of {ops} ops ({ran / max(ops, 1):.1%}) that are neither linear algebra, fft, sorting, sparse nor "
             "complex ran a generated kernel. Matrix products and convolutions, which a library computes, and ops that "
@@ -106,13 +107,13 @@ def page(rows: Sequence[Row]) -> str:
             "",
             "## Known misses",
             "",
-            *_table(["op", "inputs", "reason", "a defect of PyTorch"], misses),
+            markdown(["op", "inputs", "reason", "a defect of PyTorch"], misses),
             "",
             "## Ops",
             "",
             "Samples that launched a generated kernel, by dtype. Externs: samples with a library call.",
             "",
-            *_table(["op", "family", *DTYPES, "externs", "fallbacks"], _ops(rows)),
+            markdown(["op", "family", *DTYPES, "externs", "fallbacks"], _ops(rows)),
             "",
         ]
     )
@@ -130,7 +131,3 @@ def _ops(rows: Sequence[Row]) -> list[list[str]]:
         reasons = sorted({f.split(": ", 2)[-1] for r in mine.values() for f in r["fallbacks"]})
         lines.append([op, family(op) or "", *cells, str(externs or ""), "; ".join(reasons)[:160].replace("|", "/")])
     return lines
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines)]
