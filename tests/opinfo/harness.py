@@ -12,6 +12,7 @@ them) or eager's error.
 
 from __future__ import annotations
 
+import logging
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,8 @@ from fusec.config import Config
 from fusec.pipeline import Stats, compile_graph
 
 # torch.testing._internal: checked with torch 2.11.0 and 2.13.0.
+
+log = logging.getLogger(__name__)
 
 # What torch.testing.assert_close allows; an OpInfo's own overrides widen it.
 TOLERANCE = {
@@ -177,22 +180,19 @@ class Compiler:
 
     def __init__(self, config: Config | None = None) -> None:
         self.config = Config(cache=False, workers=0, random="eager") if config is None else config
-        self.graphs: dict[Any, _Graph | NotCaptured] = {}
+        self.graphs: dict[Any, _Graph | None] = {}
 
-    def compiled(self, function: Callable[..., Any], arguments: Any, given: Stats) -> _Graph:
-        """The graph of function(*args, **kwargs) for arguments of this form; NotCaptured when there is none."""
+    def compiled(self, function: Callable[..., Any], arguments: Any) -> _Graph | None:
+        """The graph of function(*args, **kwargs) for arguments of this form; None where no one graph can be made."""
         leaves, spec = pytree.tree_flatten(arguments)
         key = (spec, tuple(form(x) for x in leaves))
         if key not in self.graphs:
             try:
                 self.graphs[key] = self._compile(function, leaves, spec)
-            except Exception as error:
-                self.graphs[key] = NotCaptured(f"{type(error).__name__}: {error}")
-        found = self.graphs[key]
-        if isinstance(found, NotCaptured):
-            raise found
-        given.fallbacks.extend(found.stats.fallbacks)
-        return found
+            except Exception:
+                log.info("no graph of %s; it goes through Dynamo", function, exc_info=True)
+                self.graphs[key] = None
+        return self.graphs[key]
 
     def _compile(self, function: Callable[..., Any], leaves: list[Any], spec: Any) -> _Graph:
         positions = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
@@ -228,13 +228,11 @@ class Compiler:
         return _Graph(call, traced[1], traced[0], is_random, stats)
 
 
-def run_function(op: Any, sample: Any, compiler: Compiler, seconds: int = 120) -> Outcome:
-    """`run_sample` through Dynamo, as a user's decorated function."""
-    return run_sample(op, sample, compiler, seconds, decorated=True)
-
-
 def run_sample(op: Any, sample: Any, compiler: Compiler, seconds: int = 120, decorated: bool = False) -> Outcome:
-    """Compile and run one SampleInput; eager mode is run beside it. A sample that takes longer than that fails."""
+    """Compile and run one SampleInput; eager mode is run beside it. A sample that takes longer than that fails.
+
+    decorated: through Dynamo, as a user's decorated function.
+    """
     arguments = ((sample.input, *sample.args), dict(sample.kwargs))
     try:
         with warnings.catch_warnings(), time_limit(seconds):
@@ -248,14 +246,8 @@ def _run(op: Any, arguments: Any, compiler: Compiler, decorated: bool, values: b
     want_arguments, got_arguments = copied(arguments), copied(arguments)
     want = attempt(lambda: op(*want_arguments[0], **want_arguments[1]))
     stats = Stats()
-    path = "function"
-    if not decorated:
-        try:
-            graph = compiler.compiled(op, copied(arguments), stats)
-            path = "graph"
-        except NotCaptured:
-            pass
-    if path == "graph":
+    graph = None if decorated else compiler.compiled(op, copied(arguments))
+    if graph is not None:
         before = (graph.stats.kernels_launched, graph.stats.extern_calls)
         tensors = [x for x in pytree.tree_leaves(got_arguments) if isinstance(x, Tensor)]
         got = attempt(lambda: graph(tensors))
@@ -266,15 +258,16 @@ def _run(op: Any, arguments: Any, compiler: Compiler, decorated: bool, values: b
         got = attempt(lambda: _decorated(op, compiler.config, stats)(*got_arguments[0], **got_arguments[1]))
     fallbacks = tuple(dict.fromkeys(f"{f.level}: {f}" for f in stats.fallbacks))
     verdict = _verdict(op, arguments, (want, want_arguments), (got, got_arguments), values)
+    path = "function" if graph is None else "graph"
     outcome = Outcome(verdict, stats.kernels_launched, stats.extern_calls, fallbacks, path)
-    if outcome.passed and path == "graph" and graph.is_random and compiler.config.random == "eager":
-        return _drawn_in_kernels(op, arguments, (want, want_arguments), outcome)
+    if outcome.passed and graph is not None and graph.is_random and compiler.config.random == "eager":
+        return _drawn_in_kernels(op, arguments, outcome)
     if outcome.passed:
         return outcome
     return replace(outcome, without_fusec=_fails_without_fusec(op, arguments, (want, want_arguments)))
 
 
-def _drawn_in_kernels(op: Any, arguments: Any, eager: tuple[Any, Any], same_stream: Outcome) -> Outcome:
+def _drawn_in_kernels(op: Any, arguments: Any, same_stream: Outcome) -> Outcome:
     """The sample once more with random numbers drawn in kernels: the form is eager's, the numbers are others."""
     again = _run(op, arguments, Compiler(Config(cache=False, workers=0)), decorated=False, values=False)
     return again if not again.passed else replace(again, verdict=same_stream.verdict)
