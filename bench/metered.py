@@ -233,7 +233,6 @@ HEADERS = ("case", "kernels", "calls", "bytes / minimum", "avoidable", "requeste
 
 def page(result: Result) -> str:
     """The committed Markdown page."""
-    versions = ", ".join(f"{k} {v}" for k, v in result.versions.items())
     assert __doc__ is not None
     definitions = __doc__.split("\n\n")[2]
     return f"""# Launches and bytes, metered
@@ -249,7 +248,7 @@ Each cell is fusec's figure / the peer's. The peer is {SOURCE}.
 Of the models (llama, bert, gpt2) the peer's bytes / minimum follows from its avoidable, with what the library calls of
 fusec's schedule move (most of the bytes), where both make equally many.
 
-Made by `{result.command}` on {result.date}; {versions}.
+{result.made_by}
 """
 
 

@@ -85,6 +85,12 @@ class Result:
         temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
         temporary.replace(path)
 
+    @property
+    def made_by(self) -> str:
+        """The last line of a page: the command, when it ran and with which versions."""
+        versions = ", ".join(f"{k} {v}" for k, v in self.versions.items())
+        return f"Made by `{self.command}` on {self.date}; {versions}."
+
     @classmethod
     def read(cls, path: Path) -> Result:
         """ValueError when the file is not of this schema."""

@@ -100,7 +100,6 @@ def cells(rows: Sequence[Measured]) -> list[list[Cell]]:
 
 def page(result: Result, faults: int, planned: int) -> str:
     """The committed Markdown page."""
-    versions = ", ".join(f"{k} {v}" for k, v in result.versions.items())
     count = len({row.case for row in result.rows})
     cut = "" if result.complete else f" of {planned} (the run was cut short)"
     rows = sorted(result.rows, key=lambda row: list(BY_NAME).index(row.case))
@@ -117,7 +116,7 @@ kernels run in Triton's interpreter.
 
 {markdown(HEADERS, cells(rows))}
 
-Made by `{result.command}` on {result.date}; {versions}.
+{result.made_by}
 """
 
 
