@@ -74,11 +74,6 @@ class Counts:
         return Peer(self.kernels, self.calls, *(round(r, 2) for r in ratios))
 
 
-def size(buffer: Buffer) -> int:
-    """Bytes of all its elements, each once; with symbolic sizes, those of the call that was counted."""
-    return buffer.nbytes
-
-
 def count(schedule: Schedule) -> Counts:
     table_ = schedule.table
     plans = [s for s in schedule.steps if isinstance(s, KernelPlan)]
@@ -91,7 +86,7 @@ def count(schedule: Schedule) -> Counts:
         calls=len(calls),
         kernel_bytes=sum(p.cost.bytes_read + p.cost.bytes_written for p in plans),
         call_bytes=sum(sum(extern_bytes(c, table_)) for c in calls),
-        minimum=sum(size(table_[b]) for b in used | (returned - inputs)),
+        minimum=sum(table_[b].nbytes for b in used | (returned - inputs)),
         must=necessary(plans, calls, returned, table_),
         requested=sum(requested(leaf, table_) for p in plans for leaf in p.leaves),
     )
@@ -176,7 +171,7 @@ def least(graphs: Sequence[tuple[CapturedGraph, Schedule]]) -> int:
             o.buffer for o in schedule.outputs[last:] if isinstance(o, TensorView)
         }
         read = {b for b, name in inputs.items() if b in used and (graph.kind != "backward" or name.startswith(TANGENT))}
-        found += sum(size(buffers[b]) for b in read | returned)
+        found += sum(buffers[b].nbytes for b in read | returned)
     return found
 
 
