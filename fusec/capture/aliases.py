@@ -20,7 +20,6 @@ from torch.nn import Parameter
 
 __all__ = ["GuardedAliases", "overlaps", "share_memory"]
 
-_KINDS = (Tensor, FakeTensor)
 Overlaps = tuple[tuple[int, int, int], ...]
 
 
@@ -41,10 +40,15 @@ def share_memory(values: Sequence[Any]) -> bool:
 def _by_storage(values: Sequence[Any]) -> Collection[list[int]]:
     shared: dict[int, list[int]] = {}
     for position, value in enumerate(values):
-        # Parameters own their memory; a subclass may have none.
-        if type(value) in _KINDS and not isinstance(value, Parameter) and value.layout is torch.strided:
+        if _may_share(value):
             shared.setdefault(value.untyped_storage()._cdata, []).append(position)
     return shared.values()
+
+
+def _may_share(value: Any) -> bool:
+    """Parameters own their memory; a subclass may have none. Asked of every argument of a call: by type first."""
+    plain = type(value) is Tensor or (type(value) is FakeTensor and not isinstance(value, Parameter))
+    return plain and value.layout is torch.strided
 
 
 def _neighbours(values: Sequence[Any], group: Sequence[int]) -> list[tuple[int, int, int]]:
