@@ -289,34 +289,30 @@ def _compile_unfused(
     return record, executable
 
 
-def _graph_fallback(level: str, graph: CapturedGraph, error: BaseException, outcome: str) -> Fallback:
-    cause = _cause(error)
-    ops = _ops(error)
-    reason = f"{outcome}: {ops}{type(cause).__name__}: {cause}"
-    line = error.line if isinstance(error, GroupError) else ""
-    return Fallback(level, f"graph {graph.name}", reason, line or _first_line(graph))
+def _graph_fallback(level: str, graph: CapturedGraph, error: Exception, outcome: str) -> Fallback:
+    _, text, line = _described(graph, error)
+    return Fallback(level, f"graph {graph.name}", f"{outcome}: {text}", line)
 
 
 def _first_line(graph: CapturedGraph) -> str:
     return next(iter(user_lines(graph.graph_module)), "")
 
 
-def _cause(error: BaseException) -> BaseException:
-    return error.cause if isinstance(error, GroupError) else error
-
-
-def _ops(error: BaseException) -> str:
-    return f"{', '.join(error.ops)}: " if isinstance(error, GroupError) and error.ops else ""
+def _described(graph: CapturedGraph, error: Exception) -> tuple[Exception, str, str]:
+    """The cause; its text, with the ops where they are known; the user's line, of the group or else of the graph."""
+    if not isinstance(error, GroupError):
+        return error, f"{type(error).__name__}: {error}", _first_line(graph)
+    ops = f"{', '.join(error.ops)}: " if error.ops else ""
+    return error.cause, f"{ops}{type(error.cause).__name__}: {error.cause}", error.line or _first_line(graph)
 
 
 def _named(graph: CapturedGraph, error: Exception) -> Exception:
     """The error as a FusecError that names the graph, the ops where they are known, and the user's line."""
-    cause = _cause(error)
+    cause, text, line = _described(graph, error)
     if isinstance(cause, FusecError):
         return cause
-    line = (error.line if isinstance(error, GroupError) else "") or _first_line(graph)
     where = f" ({line})" if line else ""
-    return FusecError(f"graph {graph.name}{where} failed to compile: {_ops(error)}{type(cause).__name__}: {cause}")
+    return FusecError(f"graph {graph.name}{where} failed to compile: {text}")
 
 
 class CompiledGraph:
