@@ -43,7 +43,7 @@ from fusec.codegen.names import Names, comment
 from fusec.errors import FusecError
 from fusec.ir.index import Expr, IndexLike, as_int, symbols_of
 from fusec.ir.kernels import Allocation, BufferPlan, KernelPlan, KernelSource, Schedule
-from fusec.ir.sizes import as_symbol, size_text, solve_for_size
+from fusec.ir.sizes import as_symbol, size_text, solve_for_sizes
 from fusec.ir.types import Buffer, Extern, Output, Relation, Role, TensorView
 
 _MAX_LINE = 112
@@ -131,16 +131,11 @@ class _Wrapper:
 
     def _learn(self, known: Sequence[tuple[IndexLike, str]]) -> None:
         """Define every size that these values determine: those given as they are first, then c*s + r for s."""
-        for alone in (True, False):
-            for expr, text in known:
-                solved = solve_for_size(expr, self.sizes)
-                if solved is None or (alone and as_symbol(expr) is None):
-                    continue
-                name, factor, rest = solved
-                self.sizes[name] = self.names.fresh(name)
-                value = text if rest == 0 else f"({text} - ({self._int(rest)}))"
-                value = value if factor == 1 else f"{value} // {self._int(factor)}"
-                self.lines.append(f"{self.sizes[name]} = {value}")
+        for name, text, factor, rest in solve_for_sizes(known, self.sizes):
+            self.sizes[name] = self.names.fresh(name)
+            value = text if rest == 0 else f"({text} - ({self._int(rest)}))"
+            value = value if factor == 1 else f"{value} // {self._int(factor)}"
+            self.lines.append(f"{self.sizes[name]} = {value}")
 
     def _new(self, buffer: Buffer) -> str:
         variable = self.names.fresh(buffer_hint(buffer))

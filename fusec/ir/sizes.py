@@ -9,8 +9,9 @@ Enters: Exprs over axes and size symbols. Leaves: numbers for predictions, exact
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 from fusec.ir.index import (
     Atom,
@@ -42,7 +43,10 @@ __all__ = [
     "size_product",
     "size_text",
     "solve_for_size",
+    "solve_for_sizes",
 ]
+
+T = TypeVar("T")
 
 UNKNOWN = 64  # what a size without a hint is taken for
 
@@ -154,6 +158,23 @@ def solve_for_size(expr: IndexLike, known: Container[str]) -> tuple[str, IndexLi
     if factor is None or factor == 0 or symbol in symbols_of(factor):
         return None
     return symbol.name, factor, rest
+
+
+def solve_for_sizes(
+    values: Sequence[tuple[IndexLike, T]], known: Collection[str] = ()
+) -> Iterator[tuple[str, T, IndexLike, IndexLike]]:
+    """(s, where, c, r) for every size that values determine, in an order in which c and r hold sizes found before.
+
+    values: expressions, and where the value of each is found.    Sizes that stand alone come first, then c*s + r.
+    """
+    found = set(known)
+    for alone in (True, False):
+        for expr, where in values:
+            solved = solve_for_size(expr, found)
+            if solved is not None and not (alone and as_symbol(expr) is None):
+                name, factor, rest = solved
+                found.add(name)
+                yield name, where, factor, rest
 
 
 def size_of(symbol: Sym) -> Expr:

@@ -13,7 +13,7 @@ from typing import Any
 
 from fusec.ir.index import IndexLike, as_int, evaluate
 from fusec.ir.kernels import Schedule
-from fusec.ir.sizes import as_symbol, size_names, size_text, solve_for_size
+from fusec.ir.sizes import size_names, size_text, solve_for_sizes
 
 __all__ = ["CallSizes", "size_function"]
 
@@ -35,7 +35,7 @@ class CallSizes:
         named = [(i, table[name]) for i, name in enumerate(schedule.inputs) if name is not None]
         found = [(i, b) for i, b in named if any(as_int(n) is None for n in (*b.shape, *b.strides))]
         self.symbolic = tuple(i for i, _ in found)
-        self._steps = tuple(_steps(schedule))
+        self._steps = tuple(solve_for_sizes(list(_sources(schedule))))
         names = [name for name, *_ in self._steps]
         known = [(i, b) for i, b in found if set(size_names((*b.shape, *b.strides))) <= set(names)]
         self._ranks = tuple((i, len(b.shape)) for i, b in known)
@@ -58,18 +58,6 @@ class CallSizes:
         for position, rank in self._ranks:
             yield position, numbers[start : start + rank], numbers[start + rank : start + 2 * rank]
             start += 2 * rank
-
-
-def _steps(schedule: Schedule) -> Iterator[tuple[str, Read, IndexLike, IndexLike]]:
-    """(size, how to read a value, c, r) so that the value is c*size + r, each over sizes read before."""
-    known: set[str] = set()
-    sources = list(_sources(schedule))
-    for alone in (True, False):
-        for expr, read in sources:
-            solved = solve_for_size(expr, known)
-            if solved is not None and not (alone and as_symbol(expr) is None):
-                known.add(solved[0])
-                yield solved[0], read, solved[1], solved[2]
 
 
 def _sources(schedule: Schedule) -> Iterator[tuple[IndexLike, Read]]:
