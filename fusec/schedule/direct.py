@@ -17,7 +17,7 @@ from dataclasses import replace
 from fusec.ir.types import AccessMode, Extern, Instr, LoopNest, Node, Program, Role
 from fusec.schedule.rename import read_from, rename_extern
 
-__all__ = ["write_directly"]
+__all__ = ["copied_buffer", "write_directly"]
 
 
 def write_directly(program: Program) -> Program:
@@ -64,17 +64,24 @@ def _reading(node: Node | None, gone: str, kept: str) -> Node:
     return rename_extern(node, {gone: kept}) if isinstance(node, Extern) else read_from(node, {gone: kept})
 
 
-def _copied(program: Program, nest: LoopNest) -> tuple[str, str] | None:
-    """(input, temporary) for `%0 = load t[i]; store x[i], %0` over all of two buffers that lie alike in memory."""
+def copied_buffer(nest: LoopNest) -> str | None:
+    """t for `%0 = load t[i]; store x[i], %0`."""
     if len(nest.body) != 2:
         return None
     load, store = nest.body
     if load.op != "load" or load.args or store.op != "store" or store.args != (load.out,):
         return None
     assert load.access is not None and store.access is not None
-    x, t = program.table[store.access.buffer], program.table[load.access.buffer]
-    if store.access.index != load.access.index or store.access.mode is not AccessMode.STORE:
+    same = load.access.index == store.access.index and store.access.mode is AccessMode.STORE
+    return load.access.buffer if same else None
+
+
+def _copied(program: Program, nest: LoopNest) -> tuple[str, str] | None:
+    """(input, temporary) for a copy of all of the temporary over an input that lies alike in memory."""
+    source = copied_buffer(nest)
+    if source is None:
         return None
+    x, t = program.table[nest.writes[0]], program.table[source]
     alike = (x.dtype, x.device, x.shape, x.strides) == (t.dtype, t.device, t.shape, t.strides)
     own = x.role is Role.INPUT and t.role is Role.TEMPORARY and t.name not in program.returned
     return (x.name, t.name) if alike and own and _covers(nest, x.shape) else None

@@ -34,7 +34,7 @@ from fusec.ir.types import (
     Role,
 )
 from fusec.schedule.algebra import simplify_body
-from fusec.schedule.direct import write_directly
+from fusec.schedule.direct import copied_buffer, write_directly
 from fusec.schedule.partial import reuse_partial_reductions
 from fusec.schedule.rename import read_from, rename_extern, rename_output
 
@@ -129,7 +129,7 @@ class _Sharing:
 
     def nest(self, nest: LoopNest) -> None:
         nest = simplify_nest(read_from(nest, self.alias))
-        copied = self._copied_buffer(nest)
+        copied = copied_buffer(nest)
         if copied is not None and self._forward(nest.writes[0], copied):
             return
         key = self._nest_key(nest)
@@ -178,17 +178,6 @@ class _Sharing:
             self.table[kept] = replace(self.table[kept], role=Role.OUTPUT)
         self.alias[gone] = kept
         return True
-
-    def _copied_buffer(self, nest: LoopNest) -> str | None:
-        """x for `%0 = load x[i]; store y[i], %0`."""
-        if len(nest.body) != 2:
-            return None
-        load, store = nest.body
-        if load.op != "load" or load.args or store.op != "store" or store.args != (load.out,):
-            return None
-        assert load.access is not None and store.access is not None
-        same = load.access.index == store.access.index and store.access.mode is AccessMode.STORE
-        return load.access.buffer if same else None
 
     def _merge_nests(self, nest: LoopNest, position: int | None) -> bool:
         if position is None:
