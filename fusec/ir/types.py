@@ -23,7 +23,7 @@ Everything here is immutable; a pass builds new values.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -338,17 +338,34 @@ class Program:
         return {b.name: b for b in self.buffers}
 
     @cached_property
+    def readers(self) -> Mapping[str, tuple[int, ...]]:
+        """Positions of the nodes that read a buffer, in order."""
+        return _positions(node.reads for node in self.nodes)
+
+    @cached_property
+    def writers(self) -> Mapping[str, tuple[int, ...]]:
+        """Positions of the nodes that write a buffer, in order."""
+        return _positions(node.writes for node in self.nodes)
+
+    @cached_property
     def changing(self) -> frozenset[str]:
         """Buffers with several values or writers: inputs that are written, what a call mutates, segments."""
-        writers = Counter(name for node in self.nodes for name in set(node.writes))
         mutated = {name for node in self.nodes if isinstance(node, Extern) for name in node.mutates}
-        several = {n for n, count in writers.items() if count > 1 or self.table[n].role is Role.INPUT}
+        several = {n for n, at in self.writers.items() if len(at) > 1 or self.table[n].role is Role.INPUT}
         return frozenset(mutated | several)
 
     @cached_property
     def returned(self) -> frozenset[str]:
         """Names of the buffers that leave the program."""
         return frozenset(o.buffer for o in self.outputs if isinstance(o, TensorView))
+
+
+def _positions(touched: Iterable[Iterable[str]]) -> dict[str, tuple[int, ...]]:
+    found: dict[str, list[int]] = {}
+    for position, names in enumerate(touched):
+        for name in dict.fromkeys(names):
+            found.setdefault(name, []).append(position)
+    return {name: tuple(at) for name, at in found.items()}
 
 
 def size_exprs(node: Node) -> tuple[IndexLike, ...]:

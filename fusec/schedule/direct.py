@@ -23,7 +23,7 @@ __all__ = ["copied_buffer", "write_directly"]
 def write_directly(program: Program) -> Program:
     """Each copy of a whole temporary over an input, undone: its producer writes the input, its readers read it."""
     nodes: list[Node | None] = list(program.nodes)
-    readers, writers = _positions(program, "reads"), _positions(program, "writes")
+    readers, writers = dict(program.readers), dict(program.writers)
     removed: set[str] = set()
     for position in range(len(nodes)):
         node = nodes[position]
@@ -41,22 +41,13 @@ def write_directly(program: Program) -> Program:
         moved = [p for p in readers[gone] if p != position]
         for p in moved:
             nodes[p] = _reading(nodes[p], gone, kept)
-        readers[kept] = [*readers.get(kept, ()), *moved]
-        writers[kept] = [made]
+        readers[kept] = (*readers.get(kept, ()), *moved)
+        writers[kept] = (made,)
         removed.add(gone)
     if not removed:
         return program
     buffers = tuple(b for b in program.buffers if b.name not in removed)
     return replace(program, nodes=tuple(n for n in nodes if n is not None), buffers=buffers)
-
-
-def _positions(program: Program, how: str) -> dict[str, list[int]]:
-    """Where each buffer is read, or written, by position."""
-    found: dict[str, list[int]] = {}
-    for position, node in enumerate(program.nodes):
-        for name in getattr(node, how):
-            found.setdefault(name, []).append(position)
-    return found
 
 
 def _reading(node: Node | None, gone: str, kept: str) -> Node:

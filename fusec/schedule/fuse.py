@@ -221,11 +221,8 @@ def fuse(
         else:
             items[position] = Group(once(_prepared, (node,), program.table), (node.name,), position)
     search = _Search(program, config, device_model(config.target), once, Dependence(program.nodes), items, apart)
-    for position, node in enumerate(program.nodes):
-        for name in node.reads:
-            search.readers.setdefault(name, set()).add(position)
-        for name in node.writes:
-            search.writers.setdefault(name, set()).add(position)
+    search.readers = {name: set(at) for name, at in program.readers.items()}
+    search.writers = {name: set(at) for name, at in program.writers.items()}
     if config.fusion:
         search.run()
     return _in_order(search), tuple(search.decisions)

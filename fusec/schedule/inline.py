@@ -49,7 +49,7 @@ def inline(
     nodes: list[Node | None] = list(program.nodes)
     decisions: list[FusionDecision] = []
     escaping = _escaping(program)
-    readers, writers = _readers(program), _writers(program)
+    readers = dict(program.readers)
     for position, producer in enumerate(nodes):
         if not isinstance(producer, LoopNest):
             continue
@@ -61,7 +61,7 @@ def inline(
         nests = [n for n in (nodes[p] for p in consumers) if isinstance(n, LoopNest)]
         if not nests or not apart.isdisjoint(n.name for n in (producer, *nests)):
             continue
-        if _overwritten(producer, position, consumers, writers):
+        if _overwritten(producer, position, consumers, program.writers):
             continue
         answer = once(_inlining, (producer, *nests), program.table, device, config.precision, buffer=buffer)
         if answer is None:
@@ -75,9 +75,8 @@ def inline(
         for p, nest in zip(consumers, answer.consumers, strict=True):
             nodes[p] = nest
             for name in producer.reads:
-                readers.setdefault(name, [])
-                if p not in readers[name]:
-                    readers[name].append(p)
+                known = readers.get(name, ())
+                readers[name] = known if p in known else (*known, p)
         nodes[position] = None
     kept = tuple(n for n in nodes if n is not None)
     used = {b for n in kept for b in (*n.reads, *n.writes)} | program.returned
@@ -117,26 +116,11 @@ def _escaping(program: Program) -> frozenset[str]:
     return program.returned | program.changing | touched
 
 
-def _writers(program: Program) -> dict[str, list[int]]:
-    """Where each buffer that changes is written, by position."""
-    result: dict[str, list[int]] = {}
-    for position, node in enumerate(program.nodes):
-        for name in program.changing.intersection(node.writes):
-            result.setdefault(name, []).append(position)
-    return result
-
-
-def _overwritten(producer: LoopNest, position: int, consumers: list[int], writers: dict[str, list[int]]) -> bool:
+def _overwritten(
+    producer: LoopNest, position: int, consumers: Sequence[int], writers: Mapping[str, tuple[int, ...]]
+) -> bool:
     """True when something the producer reads is written before a consumer, or by it: it would read the new value."""
     return any(position < w <= max(consumers) for name in producer.reads for w in writers.get(name, ()))
-
-
-def _readers(program: Program) -> dict[str, list[int]]:
-    result: dict[str, list[int]] = {}
-    for position, node in enumerate(program.nodes):
-        for name in node.reads:
-            result.setdefault(name, []).append(position)
-    return result
 
 
 def _only_store(nest: LoopNest) -> Instr | None:
