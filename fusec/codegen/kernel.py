@@ -53,15 +53,10 @@ def generate_kernel(plan: KernelPlan, table: Mapping[str, Buffer], config: Confi
     """
     if plan.parts:
         return generate_combined(plan, table, config, _pointer_names, _write_part)
-    if not _is_symbolic(plan):
+    if not any(has_sizes(e) for e in plan.exprs):
         return _source(plan, table, config, Widths.AS_KNOWN)
     source = _source(plan, table, config, Widths.GUARDED)
     return replace(source, wide=_source(plan, table, config, Widths.WIDE)) if source.limits else source
-
-
-def _is_symbolic(plan: KernelPlan) -> bool:
-    extents = [a.extent for a in plan.axes]
-    return any(has_sizes(e) for e in (*extents, *(x for i in plan.body for x in i.index_exprs)))
 
 
 def _source(plan: KernelPlan, table: Mapping[str, Buffer], config: Config, widths: Widths) -> KernelSource:

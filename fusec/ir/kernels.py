@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Union
 
 from fusec.ir.index import IndexLike, product
-from fusec.ir.types import Axis, Buffer, Extern, Instr, Origin, Output
+from fusec.ir.types import Axis, Buffer, Extern, Instr, LoopNest, Origin, Output, size_exprs
 
 if TYPE_CHECKING:
     import torch
@@ -132,6 +132,12 @@ class KernelPlan:
     @cached_property
     def body(self) -> tuple[Instr, ...]:
         return tuple(i for phase in self.phases for i in phase)
+
+    @cached_property
+    def exprs(self) -> tuple[IndexLike, ...]:
+        """The extents and the indices of its lines: every expression that may hold sizes."""
+        leaves = (LoopNest(leaf.name, leaf.axes, leaf.body) for leaf in self.leaves)
+        return tuple(e for leaf in leaves for e in size_exprs(leaf))
 
     @cached_property
     def reads(self) -> tuple[str, ...]:

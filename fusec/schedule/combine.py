@@ -109,7 +109,7 @@ def _can_combine(plan: KernelPlan) -> bool:
     grid = [d for d in plan.dims if d.kind is DimKind.GRID and as_int(plan.extent(d)) != 1]
     extents = [as_int(plan.extent(d)) for d in plan.dims]
     known = all(e is not None and 0 < e < LIMIT for e in extents) and all(d.name in ("x", "r") for d in plan.dims)
-    known = known and not any(has_sizes(e) for i in plan.body for e in i.index_exprs)
+    known = known and not any(has_sizes(e) for e in plan.exprs)
     return known and len(grid) <= 1 and _family(plan) is not None and len({b.device for b in plan.buffers}) == 1
 
 

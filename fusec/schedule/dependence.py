@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from fusec.ir.kernels import KernelPlan
 from fusec.ir.sizes import size_names
-from fusec.ir.types import Extern, LoopNest, Node, size_exprs
+from fusec.ir.types import Extern, Node, size_exprs
 
 
 class Dependence:
@@ -82,10 +82,7 @@ def _definers(nodes: Sequence[Node | KernelPlan]) -> dict[str, int]:
 
 
 def _sizes_needed(node: Node | KernelPlan) -> tuple[str, ...]:
-    if not isinstance(node, KernelPlan):
-        return size_names(size_exprs(node))
-    leaves = (LoopNest(leaf.name, leaf.axes, leaf.body) for leaf in node.leaves)
-    return size_names(e for leaf in leaves for e in size_exprs(leaf))
+    return size_names(node.exprs if isinstance(node, KernelPlan) else size_exprs(node))
 
 
 def bits(value: int) -> Iterator[int]:

@@ -18,11 +18,10 @@ from math import prod
 from fusec.ir.index import Expr, IndexLike, symbols_of
 from fusec.ir.kernels import KernelPlan
 from fusec.ir.sizes import at_hints, has_sizes, hint_of, size_of
-from fusec.ir.types import Axis, Buffer, Instr, LoopNest
+from fusec.ir.types import Axis, Buffer, Instr, LoopNest, size_exprs
 
 __all__ = [
     "extent_hint",
-    "is_symbolic",
     "points",
     "predicted_buffers",
     "predicted_nest",
@@ -41,16 +40,9 @@ def points(axes: Iterable[Axis]) -> int:
     return prod(extent_hint(a.extent) for a in axes)
 
 
-def is_symbolic(nest: LoopNest) -> bool:
-    """True when an extent or an index of the nest holds a size."""
-    return any(has_sizes(a.extent) for a in nest.axes if isinstance(a.extent, Expr)) or any(
-        has_sizes(e) for i in nest.body for e in i.index_exprs
-    )
-
-
 def predicted_nest(nest: LoopNest) -> LoopNest:
     """The nest at the sizes of the first call."""
-    return _predicted(nest) if is_symbolic(nest) else nest
+    return _predicted(nest) if any(has_sizes(e) for e in size_exprs(nest)) else nest
 
 
 @lru_cache(maxsize=4096)
@@ -89,9 +81,4 @@ def predicted_plan(plan: KernelPlan) -> KernelPlan:
 
 def size_hints(plan: KernelPlan) -> dict[str, int]:
     """The sizes that a kernel's lines hold, by name, at the first call."""
-    leaves = [e for leaf in plan.leaves for e in (*(a.extent for a in leaf.axes), *_indices(leaf.body))]
-    return {s.name: hint_of(size_of(s)) for e in leaves for s in symbols_of(e) if s.kind == "size"}
-
-
-def _indices(body: Iterable[Instr]) -> Iterable[IndexLike]:
-    return (e for i in body for e in i.index_exprs)
+    return {s.name: hint_of(size_of(s)) for e in plan.exprs for s in symbols_of(e) if s.kind == "size"}
