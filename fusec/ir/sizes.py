@@ -25,6 +25,7 @@ from fusec.ir.index import (
     floordiv,
     is_nonnegative,
     mod,
+    product,
     substitute,
     symbols_of,
 )
@@ -40,7 +41,6 @@ __all__ = [
     "plain",
     "size_names",
     "size_of",
-    "size_product",
     "size_text",
     "solve_for_size",
     "solve_for_sizes",
@@ -136,11 +136,6 @@ def exact_quotient(num: IndexLike, den: IndexLike) -> IndexLike | None:
     return plain(floordiv(num, den))
 
 
-def size_product(a: IndexLike, b: IndexLike) -> IndexLike:
-    """a * b, an int where both are."""
-    return plain(as_expr(a) * as_expr(b)) if isinstance(a, Expr) or isinstance(b, Expr) else a * b
-
-
 def as_symbol(expr: IndexLike) -> str | None:
     """The name of the size that the expression is; None when it is anything else."""
     atom = expr.single_atom() if isinstance(expr, Expr) else None
@@ -202,7 +197,7 @@ def magnitude(expr: IndexLike) -> IndexLike | None:
             factor = _largest(atom)
             if factor is None:
                 return None
-            term = size_product(term, factor)
+            term = product((term, factor))
         total = plain(as_expr(total) + term)
     return total
 

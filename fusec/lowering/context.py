@@ -30,8 +30,8 @@ import torch
 from torch import fx
 
 from fusec.config import Config
-from fusec.ir.index import IndexLike, as_int
-from fusec.ir.sizes import hint_of, size_names, size_product
+from fusec.ir.index import IndexLike, as_int, product
+from fusec.ir.sizes import hint_of, size_names
 from fusec.ir.types import Buffer, Extern, ExternArg, LoopNest, Node, Origin, Role, TensorView
 from fusec.lowering.builder import NestBuilder, Value, check_dtype, compute_dtype
 from fusec.lowering.numbers import Number
@@ -304,7 +304,7 @@ def is_dense(shape: Sequence[IndexLike], strides: Sequence[IndexLike]) -> bool:
             return True
         if stride != step:
             return False
-        step = size_product(step, extent)
+        step = product((step, extent))
     return True
 
 

@@ -29,7 +29,7 @@ from fusec.ir.index import (
     substitute,
     symbols_of,
 )
-from fusec.ir.sizes import affine, exact_quotient, has_sizes, hint_of, plain, size_product
+from fusec.ir.sizes import affine, exact_quotient, has_sizes, hint_of, plain
 from fusec.ir.types import Axis, AxisKind, Instr, LoopNest
 
 
@@ -102,7 +102,7 @@ class Matcher:
                     return False
                 side, digit, small = (left, a, b.extent) if splits_left else (right, b, a.extent)
                 low, high = self._split(digit, small)
-                side[i : i + 1] = [(left_stride, low), (size_product(left_stride, small), high)]
+                side[i : i + 1] = [(left_stride, low), (product((left_stride, small)), high)]
                 side[i + 1 :] = sorted(side[i + 1 :], key=_by_stride)
                 _refresh(left, right, digit, low, high, small)
                 continue
@@ -139,7 +139,7 @@ def _strided(digits: Iterable[Digit]) -> list[tuple[IndexLike, Digit]]:
     stride: IndexLike = 1
     for digit in digits:
         result.append((stride, digit))
-        stride = size_product(stride, digit.extent)
+        stride = product((stride, digit.extent))
     return result
 
 
@@ -164,7 +164,7 @@ def _access_digits(index: Expr, side: Mapping[str, list[Digit]]) -> list[tuple[I
             return None
         for digit in side[symbol.name]:
             result.append((stride, digit))
-            stride = size_product(stride, digit.extent)
+            stride = product((stride, digit.extent))
     result.sort(key=_by_stride)
     return result
 
@@ -185,7 +185,7 @@ def _refresh(
         for position, (stride, digit) in enumerate(side):
             if digit is partner:
                 assert low.partner is not None and high.partner is not None
-                side[position : position + 1] = [(stride, low.partner), (size_product(stride, factor), high.partner)]
+                side[position : position + 1] = [(stride, low.partner), (product((stride, factor)), high.partner)]
                 side.sort(key=_by_stride)
                 return
 
@@ -389,4 +389,4 @@ def _compatible_with_sizes(expr: Expr, a: Axis, b: Axis) -> bool:
                 _compatible_with_sizes(atom.num, a, b) and _compatible_with_sizes(atom.den, a, b)
             ):
                 return False
-    return factors[a.name] == size_product(b.extent, factors[b.name])
+    return factors[a.name] == product((b.extent, factors[b.name]))

@@ -19,10 +19,10 @@ import torch
 
 from fusec.config import Config
 from fusec.ir.analysis import excused, index_axes, rename, varying
-from fusec.ir.index import Expr, IndexLike, axis_symbol, floordiv, is_nonnegative, mod, substitute
+from fusec.ir.index import Expr, IndexLike, axis_symbol, floordiv, is_nonnegative, mod, product, substitute
 from fusec.ir.kernels import FusionDecision
 from fusec.ir.ops import OPS
-from fusec.ir.sizes import affine, hint_of, size_product
+from fusec.ir.sizes import affine, hint_of
 from fusec.ir.types import AccessMode, Buffer, Extern, Instr, LoopNest, Node, Program, Role
 from fusec.schedule.axes import rewrite_axes
 from fusec.schedule.cost import DeviceModel, device_model, estimate
@@ -146,7 +146,7 @@ def _inverse(nest: LoopNest, index: Expr) -> list[Coordinate] | None:
         extent = extents[name]
         if not is_nonnegative(stride - room) or not is_nonnegative(stride - 1):
             return None
-        room = size_product(stride, extent)
+        room = product((stride, extent))
         result.append((name, stride, extent))
     if result:
         name, stride, _ = result[-1]
