@@ -86,9 +86,7 @@ class Matcher:
 
     def _pair(self, left_index: Expr, right_index: Expr) -> bool:
         left, right = _access_digits(left_index, self.left), _access_digits(right_index, self.right)
-        if left is None or right is None or _offset(left_index) != _offset(right_index):
-            return False
-        return self._walk(left, right)
+        return left is not None and right is not None and left[1] == right[1] and self._walk(left[0], right[0])
 
     def _walk(self, left: list[tuple[IndexLike, Digit]], right: list[tuple[IndexLike, Digit]]) -> bool:
         i = 0
@@ -134,9 +132,8 @@ class Matcher:
         raise AssertionError("a digit belongs to an axis")
 
 
-def _strided(digits: Iterable[Digit]) -> list[tuple[IndexLike, Digit]]:
+def _strided(digits: Iterable[Digit], stride: IndexLike = 1) -> list[tuple[IndexLike, Digit]]:
     result: list[tuple[IndexLike, Digit]] = []
-    stride: IndexLike = 1
     for digit in digits:
         result.append((stride, digit))
         stride = product((stride, digit.extent))
@@ -148,25 +145,21 @@ def _by_stride(item: tuple[IndexLike, Digit]) -> int:
     return hint_of(item[0])
 
 
-def _offset(index: Expr) -> IndexLike:
-    found = affine(index)
-    return index.constant if found is None else found[1]
-
-
-def _access_digits(index: Expr, side: Mapping[str, list[Digit]]) -> list[tuple[IndexLike, Digit]] | None:
-    """(stride, digit) of a linear access, smallest stride first; None when it is not linear in axes."""
+def _access_digits(
+    index: Expr, side: Mapping[str, list[Digit]]
+) -> tuple[list[tuple[IndexLike, Digit]], IndexLike] | None:
+    """(stride, digit) of a linear access, smallest stride first, and its offset; None when it is not linear in axes."""
     found = affine(index)
     if found is None:
         return None
+    strides, offset = found
     result: list[tuple[IndexLike, Digit]] = []
-    for symbol, stride in found[0].items():
+    for symbol, stride in strides.items():
         if symbol.kind != "axis" or symbol.name not in side or not is_nonnegative(stride):
             return None
-        for digit in side[symbol.name]:
-            result.append((stride, digit))
-            stride = product((stride, digit.extent))
+        result += _strided(side[symbol.name], stride)
     result.sort(key=_by_stride)
-    return result
+    return result, offset
 
 
 def _refresh(
