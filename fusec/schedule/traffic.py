@@ -88,7 +88,7 @@ def _store_axes(instr: Instr, values: Mapping[str, frozenset[str]], mask: str | 
     return index_axes(instr.access.index, values) | (values[mask] if mask is not None else frozenset())
 
 
-def _count(touches: list[_Touch], axes: Sequence[Axis], lines: Mapping[str, Instr], size: int | None) -> int:
+def _count(touches: list[_Touch], axes: Sequence[Axis], lines: Mapping[str, Instr], size: int) -> int:
     extents = {a.name: extent_hint(a.extent) for a in axes}
     used = frozenset().union(*(t.axes for t in touches))
     if any(extents[a] == 0 for a in used):
@@ -99,9 +99,9 @@ def _count(touches: list[_Touch], axes: Sequence[Axis], lines: Mapping[str, Inst
     points = sum(prod(extents[a] for a in t.axes) for t in trimmed)
     if points <= ENUMERATION_LIMIT and not any(_is_data(t, lines) for t in trimmed):
         return factor * _enumerate(trimmed, extents, lines)
-    span = rest if size is None else min(rest, size)
+    span = min(rest, size)
     bound = factor * min(points, span) if span else factor * points
-    return bound if size is None else min(bound, size)
+    return min(bound, size)
 
 
 def _outer_axes(
