@@ -26,7 +26,7 @@ from fusec.schedule.fuse import Group
 from fusec.schedule.once import Once
 from fusec.schedule.online import online_sums
 from fusec.schedule.phases import split_phases
-from fusec.schedule.predicted import extent_hint, predicted_nest
+from fusec.schedule.predicted import extent_hint
 from fusec.schedule.reduced import ReducedShape, reduced_axes, reduced_shape
 from fusec.schedule.split import is_workspace
 from fusec.schedule.strides import axis_order, unit_axis_of, weighted_accesses
@@ -149,7 +149,7 @@ def _heavy_unit_axes(nest: LoopNest, table: Mapping[str, Buffer]) -> list[str]:
     heaviest = accesses[0][0] if accesses else 0
     units: list[str] = []
     for weight, access in accesses:
-        unit = unit_axis_of(access, predicted_nest(nest).axes)
+        unit = unit_axis_of(access, nest.axes)
         if unit is not None and weight >= HEAVY * heaviest and unit not in units:
             units.append(unit)
     return units
