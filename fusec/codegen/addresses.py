@@ -22,7 +22,7 @@ from fusec.codegen.index import IndexPrinter
 from fusec.codegen.names import Names
 from fusec.codegen.text import SHIFT
 from fusec.codegen.tiles import INTERPRETER_POINTS, Dim
-from fusec.ir.index import Atom, Expr, FloorDiv, IndexLike, Mod, Sym, as_expr, as_int, symbols_of
+from fusec.ir.index import Atom, Expr, FloorDiv, IndexLike, Mod, Sym, as_expr, as_int, atom_expr, symbols_of
 from fusec.ir.kernels import DimKind, KernelPlan
 from fusec.ir.sizes import plain
 
@@ -198,7 +198,7 @@ class Addresses:
 
     def _hoisted(self, atom: Atom) -> str | None:
         """The variable of `x // d` or `x % d`: one for each that more than one line needs."""
-        flat = Expr((((atom,), 1),))
+        flat = atom_expr(atom)
         if self.divisions[atom] < 2 or _holds_values(flat):
             return None
         place = self._place(flat, self._region)

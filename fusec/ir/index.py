@@ -46,6 +46,7 @@ __all__ = [
     "SymbolicSize",
     "as_expr",
     "as_int",
+    "atom_expr",
     "axis_symbol",
     "bounds",
     "delinearize",
@@ -334,17 +335,18 @@ def as_int(value: IndexLike) -> int | None:
     return value.constant if value.is_constant else None
 
 
-def _atom_expr(atom: Atom) -> Expr:
+def atom_expr(atom: Atom) -> Expr:
+    """An atom as an expression."""
     return Expr((((atom,), 1),))
 
 
 @lru_cache(maxsize=65536)
 def _axis(name: str, extent: IndexLike) -> Expr:
     if isinstance(extent, Expr) and not extent.is_constant:
-        return _atom_expr(Sym(name, "axis", 0, extent - 1))
+        return atom_expr(Sym(name, "axis", 0, extent - 1))
     value = as_int(extent)
     assert value is not None
-    return _atom_expr(Sym(name, "axis", 0, max(value - 1, 0)))
+    return atom_expr(Sym(name, "axis", 0, max(value - 1, 0)))
 
 
 def axis_symbol(name: str, extent: IndexLike) -> Expr:
@@ -356,12 +358,12 @@ def axis_symbol(name: str, extent: IndexLike) -> Expr:
 
 def size_symbol(name: str, lo: int = 0, hi: int | None = None, hint: int | None = None) -> Expr:
     """A symbolic extent in [lo, hi]; hint: its value at the first call."""
-    return _atom_expr(Sym(name, "size", lo, hi, hint))
+    return atom_expr(Sym(name, "size", lo, hi, hint))
 
 
 def value_symbol(name: str, hi: IndexLike | None) -> Expr:
     """An SSA value `name` used as an index, known to lie in [0, hi]."""
-    return _atom_expr(Sym(name, "value", 0, hi if not isinstance(hi, Expr) or not hi.is_constant else hi.constant))
+    return atom_expr(Sym(name, "value", 0, hi if not isinstance(hi, Expr) or not hi.is_constant else hi.constant))
 
 
 def product(extents: Iterable[IndexLike]) -> IndexLike:
@@ -506,7 +508,7 @@ def _floordiv(num: Expr, den: Expr) -> Expr:
             return quotient
         if is_nonnegative(rest) and is_nonnegative(den - 1 - rest):
             return quotient
-        return quotient + _atom_expr(FloorDiv(rest, den))
+        return quotient + atom_expr(FloorDiv(rest, den))
     d = den.constant
     if d <= 0:
         raise ZeroDivisionError(f"index division needs a positive divisor, got {num} // {d}")
@@ -525,7 +527,7 @@ def _floordiv(num: Expr, den: Expr) -> Expr:
         return quotient + _floordiv(atom.num, atom.den * d)
     if isinstance(atom, Mod) and atom.den.is_constant and atom.den.constant % d == 0:
         return quotient + _mod(_floordiv(atom.num, den), _int_expr(atom.den.constant // d))
-    return quotient + _atom_expr(FloorDiv(rest, den))
+    return quotient + atom_expr(FloorDiv(rest, den))
 
 
 @lru_cache(maxsize=65536)
@@ -536,7 +538,7 @@ def _mod(num: Expr, den: Expr) -> Expr:
             return ZERO
         if is_nonnegative(rest) and is_nonnegative(den - 1 - rest):
             return rest
-        return _atom_expr(Mod(rest, den))
+        return atom_expr(Mod(rest, den))
     d = den.constant
     if d <= 0:
         raise ZeroDivisionError(f"index remainder needs a positive divisor, got {num} % {d}")
@@ -544,7 +546,7 @@ def _mod(num: Expr, den: Expr) -> Expr:
     for monomial, coefficient in rest.terms:
         atom = monomial[0] if len(monomial) == 1 else None
         if isinstance(atom, Mod) and atom.den.is_constant and (coefficient * atom.den.constant) % d == 0:
-            return _mod(rest - coefficient * _atom_expr(atom) + coefficient * atom.num, den)
+            return _mod(rest - coefficient * atom_expr(atom) + coefficient * atom.num, den)
     if not rest.terms:
         return ZERO
     lo, hi = bounds(rest)
@@ -557,7 +559,7 @@ def _mod(num: Expr, den: Expr) -> Expr:
     constant = rest.constant
     if not 0 <= constant < d:
         return _mod(rest - constant + constant % d, den)
-    return _atom_expr(Mod(rest, den))
+    return atom_expr(Mod(rest, den))
 
 
 # -- ranges ---------------------------------------------------------------------------------------
@@ -626,13 +628,13 @@ def is_nonnegative(expr: IndexLike) -> bool:
         for atom in monomial:
             if not isinstance(atom, Sym) or atom.kind != "axis" or atom.hi is None:
                 continue
-            once = sum(symbol.name == atom.name for m, _ in expr.terms for a in m for symbol in _symbols(_atom_expr(a)))
+            once = sum(symbol.name == atom.name for m, _ in expr.terms for a in m for symbol in _symbols(atom_expr(a)))
             if once == 1 and _all_nonnegative(monomial):
                 return is_nonnegative(substitute(expr, {atom.name: atom.hi if coefficient < 0 else 0}))
     # Only sizes are left: shift each to its lower bound; nonnegative coefficients then suffice.
     shifted = substitute(
         expr,
-        {a.name: _atom_expr(Sym(a.name, "size", 0, None)) + a.lo for a in expr.atoms() if isinstance(a, Sym) and a.lo},
+        {a.name: atom_expr(Sym(a.name, "size", 0, None)) + a.lo for a in expr.atoms() if isinstance(a, Sym) and a.lo},
     )
     return all(coefficient >= 0 and _all_nonnegative(monomial) for monomial, coefficient in shifted.terms)
 
@@ -681,7 +683,7 @@ def substitute(expr: IndexLike, mapping: Mapping[str, IndexLike]) -> Expr:
 
 def _substitute_atom(atom: Atom, mapping: Mapping[str, IndexLike]) -> Expr:
     if isinstance(atom, Sym):
-        return as_expr(mapping[atom.name]) if atom.name in mapping else _atom_expr(atom)
+        return as_expr(mapping[atom.name]) if atom.name in mapping else atom_expr(atom)
     assert isinstance(atom, FloorDiv | Mod)
     num, den = substitute(atom.num, mapping), substitute(atom.den, mapping)
     return floordiv(num, den) if isinstance(atom, FloorDiv) else mod(num, den)

@@ -22,6 +22,7 @@ from fusec.ir.index import (
     Sym,
     as_expr,
     as_int,
+    atom_expr,
     floordiv,
     is_nonnegative,
     mod,
@@ -40,7 +41,6 @@ __all__ = [
     "magnitude",
     "plain",
     "size_names",
-    "size_of",
     "size_text",
     "solve_for_size",
     "solve_for_sizes",
@@ -74,7 +74,7 @@ def at_hints(expr: IndexLike) -> Expr:
             mapping[symbol.name] = _hint(symbol)
         elif isinstance(symbol.hi, Expr) and has_sizes(symbol.hi):
             hi = hint_of(symbol.hi)
-            mapping[symbol.name] = Expr((((Sym(symbol.name, symbol.kind, symbol.lo, max(hi, 0)),), 1),))
+            mapping[symbol.name] = atom_expr(Sym(symbol.name, symbol.kind, symbol.lo, max(hi, 0)))
     return substitute(expr, mapping)
 
 
@@ -149,7 +149,7 @@ def solve_for_size(expr: IndexLike, known: Container[str]) -> tuple[str, IndexLi
         return None
     (symbol,) = unknown
     rest = plain(substitute(expr, {symbol.name: 0}))
-    factor = exact_quotient(expr - rest, size_of(symbol))
+    factor = exact_quotient(expr - rest, atom_expr(symbol))
     if factor is None or factor == 0 or symbol in symbols_of(factor):
         return None
     return symbol.name, factor, rest
@@ -172,15 +172,10 @@ def solve_for_sizes(
                 yield name, where, factor, rest
 
 
-def size_of(symbol: Sym) -> Expr:
-    """A size symbol as an expression."""
-    return Expr((((symbol,), 1),))
-
-
 def size_text(expr: IndexLike, names: Mapping[str, str]) -> str:
     """A Python expression for it; names: the variable that holds each size."""
     renamed = {s.name: Sym(names[s.name], s.kind, s.lo, s.hi, s.hint) for s in symbols_of(expr)}
-    changed = {name: size_of(symbol) for name, symbol in renamed.items() if name != symbol.name}
+    changed = {name: atom_expr(symbol) for name, symbol in renamed.items() if name != symbol.name}
     return str(substitute(expr, changed))
 
 
@@ -204,7 +199,7 @@ def magnitude(expr: IndexLike) -> IndexLike | None:
 
 def _largest(atom: Atom) -> IndexLike | None:
     if isinstance(atom, Sym):
-        return atom.hi if atom.kind != "size" else size_of(atom) if atom.lo >= 0 else None
+        return atom.hi if atom.kind != "size" else atom_expr(atom) if atom.lo >= 0 else None
     assert isinstance(atom, FloorDiv | Mod)
     if any(s.kind != "size" for s in symbols_of(atom.den)):
         return None

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from fusec.ir.analysis import index_axes, instr_axes, varying
-from fusec.ir.index import Expr, bounds, evaluate, substitute, symbols_of
+from fusec.ir.index import Expr, atom_expr, bounds, evaluate, substitute, symbols_of
 from fusec.ir.sizes import hint_of
 from fusec.ir.types import Axis, Buffer, Instr, LoopNest
 from fusec.schedule.predicted import extent_hint, predicted_nest
@@ -136,7 +136,7 @@ def _nonlinear_axes(touch: _Touch, lines: Mapping[str, Instr]) -> frozenset[str]
     found: set[str] = set()
     for monomial, _ in touch.index.terms:
         if len(monomial) != 1 or monomial[0].key != getattr(monomial[0], "name", None):
-            found |= {s.name for atom in monomial for s in symbols_of(Expr((((atom,), 1),)))}
+            found |= {s.name for atom in monomial for s in symbols_of(atom_expr(atom))}
     if touch.mask is not None:
         for instr in _slice(touch.mask, lines):
             found |= {s.name for e in instr.index_exprs for s in symbols_of(e)}
