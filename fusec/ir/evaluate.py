@@ -116,9 +116,7 @@ class _Nest:
         if storage.numel() == 0:
             return
         operands = [self.values[a] for a in instr.args]
-        index = self.offsets(instr.access.index)
-        counted = {self.position[a] for a in instr.axes}  # a sum takes in every point of these
-        index = index.expand([n if d in counted else m for d, (n, m) in enumerate(zip(self.extents, index.shape))])
+        index = self.over(instr.axes, self.offsets(instr.access.index))  # a sum takes in every point of these
         index, value, *mask = _broadcast(index, *operands)
         if mask:
             index, value = index[mask[0]], value[mask[0]]
@@ -128,10 +126,15 @@ class _Nest:
         else:
             storage.index_put_((index,), value, accumulate=instr.access.mode is AccessMode.ATOMIC_ADD)
 
+    def over(self, axes: Sequence[str], value: torch.Tensor) -> torch.Tensor:
+        """The value at every point of these axes, also where it does not vary along them."""
+        dims = {self.position[a] for a in axes}
+        return value.expand([self.extents[d] if d in dims else value.shape[d] for d in range(self.rank)])
+
     def reduce(self, instr: Instr, operands: list[torch.Tensor]) -> torch.Tensor:
         # A value that does not vary along a reduced axis still counts once a point: sum of 1 over r0<8 is 8.
         dims = tuple(sorted(self.position[a] for a in instr.reduced_axes))
-        full = [t.expand([self.extents[d] if d in dims else t.shape[d] for d in range(self.rank)]) for t in operands]
+        full = [self.over(instr.reduced_axes, t) for t in operands]
         if any(self.extents[d] == 0 for d in dims):
             shape = [1 if d in dims else n for d, n in enumerate(_broadcast(*full)[0].shape)]
             empty = 0 if instr.op in ("argmax", "argmin") else identity(instr.op, instr.dtype)
@@ -143,9 +146,7 @@ class _Nest:
     def scan(self, instr: Instr, operands: list[torch.Tensor]) -> torch.Tensor:
         """The axes it runs along become the last dimension, in their order, and go back to their places."""
         dims = [self.position[a] for a in instr.scanned_axes]
-        full = _broadcast(
-            *(t.expand([self.extents[d] if d in dims else t.shape[d] for d in range(self.rank)]) for t in operands)
-        )
+        full = _broadcast(*(self.over(instr.scanned_axes, t) for t in operands))
         rest = [d for d in range(self.rank) if d not in dims]
         moved = [t.permute([*rest, *dims]) for t in full]
         shape = moved[0].shape
