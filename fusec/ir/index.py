@@ -435,7 +435,8 @@ def _recombined_with_sizes(
     partner = scale * remainder.den * floordiv(remainder.num, remainder.den)
     if not partner.terms or any(table.get(m, 0) != c for m, c in partner.terms):
         return None
-    rest = {m: c for m, c in table.items() if m != monomial and m not in dict(partner.terms)}
+    gone = {monomial, *(m for m, _ in partner.terms)}
+    rest = {m: c for m, c in table.items() if m not in gone}
     for m, c in (scale * remainder.num).terms:
         rest[m] = rest.get(m, 0) + c
     return rest
