@@ -34,6 +34,7 @@ from fusec.ir.types import (
     Role,
 )
 from fusec.schedule.algebra import simplify_body
+from fusec.schedule.axes import rewrite_axes
 from fusec.schedule.direct import copied_buffer, write_directly
 from fusec.schedule.partial import reuse_partial_reductions
 from fusec.schedule.rename import read_from, rename_extern, rename_output
@@ -67,19 +68,10 @@ def simplify_nest(nest: LoopNest) -> LoopNest:
     used.update(a for i in body for a in i.axes)
     # An empty axis stays: its nest runs for no point.
     axes = tuple(a for a in nest.axes if a.extent == 0 or (a.name in used and a.extent != 1))
-    body = _naming(body, {a.name for a in axes})
+    gone = {a.name for a in nest.axes} - {a.name for a in axes}
+    if gone:  # an axis of extent 1 counts once, and by no name
+        body = rewrite_axes(body, {}, dict.fromkeys(gone, ()))
     return nest if body == nest.body and axes == nest.axes else replace_nest(nest, axes=axes, body=body)
-
-
-def _naming(body: tuple[Instr, ...], axes: set[str]) -> tuple[Instr, ...]:
-    """The lines without the names of axes that are gone: an axis of extent 1 counts once."""
-    if all(axes.issuperset(i.axes) for i in body):
-        return body
-    kept = [(i, tuple(a for a in i.axes if a in axes)) for i in body]
-    return tuple(
-        replace(i, attrs=tuple((n, names if n == "axes" else v) for n, v in i.attrs)) if names != i.axes else i
-        for i, names in kept
-    )
 
 
 def replace_nest(nest: LoopNest, *, axes: tuple[Axis, ...] | None = None, body: tuple[Instr, ...]) -> LoopNest:
