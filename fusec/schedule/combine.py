@@ -79,14 +79,11 @@ class _Search:
         return not dependence.ordered(a, b) and not dependence.ordered(b, a) and dependence.between(a, b) is None
 
 
-def combine(
-    schedule: Schedule, device: DeviceModel, once: Once | None = None, apart: Set[str] = frozenset()
-) -> Schedule:
+def combine(schedule: Schedule, device: DeviceModel, once: Once, apart: Set[str]) -> Schedule:
     """The schedule with independent kernels in common launches; each leaves a FusionDecision.
 
     apart: nests whose kernels are launched by themselves.
     """
-    once = once or Once()
     search = _Search(Dependence(schedule.steps))
     for position, step in enumerate(schedule.steps):
         if isinstance(step, KernelPlan) and apart.isdisjoint(step.nests) and _can_combine(step):
@@ -238,9 +235,7 @@ def _in_order(schedule: Schedule, steps: Sequence[tuple[int, Step]]) -> tuple[St
     return tuple(order)
 
 
-def combined(
-    members: Sequence[KernelPlan], table: dict[str, Buffer], device: DeviceModel, once: Once | None = None
-) -> KernelPlan:
+def combined(members: Sequence[KernelPlan], table: dict[str, Buffer], device: DeviceModel, once: Once) -> KernelPlan:
     """One plan of these; kernels of one text are neighbours, longest first, and share a tile."""
     groups: dict[Hashable, list[KernelPlan]] = {}
     for member in sorted(members, key=lambda p: -p.cost.seconds):  # most programs find their part at the first branch
@@ -261,7 +256,7 @@ def combined(
         buffers=buffers_of(parts),
         strategy=first.strategy,
         tile=Tile((), warps, first.tile.num_stages),
-        cost=_cost(parts, table, device, once or Once()),
+        cost=_cost(parts, table, device, once),
         nests=tuple(chain.from_iterable(p.nests for p in parts)),
         internal=tuple(chain.from_iterable(p.internal for p in parts)),
         boundary=first.boundary,

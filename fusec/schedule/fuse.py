@@ -1,6 +1,6 @@
 """The search: which nests share a kernel.
 
-    fuse(program, config) -> (groups and externs in order, decisions)
+    fuse(program, config, once, apart) -> (groups and externs in order, decisions)
 
 A priority queue over pairs of groups that touch a common buffer, best predicted saving first. A pair is merged when
 no other node must run between its two halves, `legality` finds common axes, and predicted seconds do not grow.
@@ -207,13 +207,12 @@ def _prepared(nests: Sequence[LoopNest], _table: Mapping[str, Buffer]) -> LoopNe
 
 
 def fuse(
-    program: Program, config: Config, once: Once | None = None, apart: Set[str] = frozenset()
+    program: Program, config: Config, once: Once, apart: Set[str]
 ) -> tuple[tuple[Item, ...], tuple[FusionDecision, ...]]:
     """Group the nests of a program; the result is in an order that respects every dependence.
 
     apart: nests that are groups of their own.
     """
-    once = once or Once()
     items: dict[int, Item] = {}
     for position, node in enumerate(program.nodes):
         if isinstance(node, Extern):

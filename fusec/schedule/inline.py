@@ -37,14 +37,11 @@ from fusec.schedule.traffic import traffic
 Coordinate = tuple[str, IndexLike, IndexLike | None]
 
 
-def inline(
-    program: Program, config: Config, once: Once | None = None, apart: Set[str] = frozenset()
-) -> tuple[Program, tuple[FusionDecision, ...]]:
+def inline(program: Program, config: Config, once: Once, apart: Set[str]) -> tuple[Program, tuple[FusionDecision, ...]]:
     """Move cheap pointwise producers into their consumers; buffers nobody reads any more disappear.
 
     apart: nests that stay as they are.
     """
-    once = once or Once()
     device = device_model(config.target)
     nodes: list[Node | None] = list(program.nodes)
     decisions: list[FusionDecision] = []

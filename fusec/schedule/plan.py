@@ -57,10 +57,10 @@ class _Shape:
 
 
 def plan_group(
-    group: Group, name: str, table: Mapping[str, Buffer], device: DeviceModel, boundary: str, once: Once | None = None
+    group: Group, name: str, table: Mapping[str, Buffer], device: DeviceModel, boundary: str, once: Once
 ) -> KernelPlan:
     """The launch that runs a group."""
-    plan = (once or Once())(_plan, (group.nest,), table, device)
+    plan = once(_plan, (group.nest,), table, device)
     return replace(plan, name=name, nests=group.members, internal=group.internal, boundary=boundary)
 
 

@@ -51,14 +51,13 @@ def split_reductions(
     program: Program,
     items: Sequence[Item],
     device: DeviceModel,
-    once: Once | None = None,
-    apart: Set[str] = frozenset(),
+    once: Once,
+    apart: Set[str],
 ) -> Program | None:
     """The program with the reductions of starving groups split, or None when there is none.
 
     apart: nests that stay whole.
     """
-    once = once or Once()
     wanted: dict[str, int] = {}
     groups = [item for item in items if isinstance(item, Group)]
     for group in groups:

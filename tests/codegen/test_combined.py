@@ -15,6 +15,7 @@ from fusec.ir.types import Buffer, Role
 from fusec.runtime.grid import launch_grid
 from fusec.schedule.combine import combined
 from fusec.schedule.cost import device_model
+from fusec.schedule.once import Once
 from tests.codegen.plans import Build, f32, run
 from tests.codegen.test_golden import GOLDEN, UPDATE
 
@@ -35,7 +36,7 @@ def decay(number: int, count: int) -> tuple[KernelPlan, dict[str, Buffer]]:
 def plan_of(*counts: int) -> tuple[KernelPlan, dict[str, Buffer]]:
     made = [decay(number, count) for number, count in enumerate(counts)]
     table = {name: b for _, buffers in made for name, b in buffers.items()}
-    return combined([plan for plan, _ in made], table, device_model("sm_90")), table
+    return combined([plan for plan, _ in made], table, device_model("sm_90"), Once()), table
 
 
 def test_text() -> None:

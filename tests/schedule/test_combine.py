@@ -20,6 +20,7 @@ from fusec.schedule import plan_memory, schedule
 from fusec.schedule.alike import generic, likeness, signature, sizes
 from fusec.schedule.combine import MAX_PARTS, MAX_POINTERS, combined
 from fusec.schedule.cost import device_model
+from fusec.schedule.once import Once
 
 CONFIG = Config(target="sm_90")
 
@@ -252,12 +253,12 @@ def test_parts_may_not_touch_what_another_one_writes() -> None:
     steps = scheduled(p)
     first, second = (s for s in steps.steps if isinstance(s, KernelPlan))
     model = device_model("sm_90")
-    verify_plan(combined([first, second], steps.table, model), steps.table)
+    verify_plan(combined([first, second], steps.table, model, Once()), steps.table)
     reading = plan_reading(second, "b", "a")
     with pytest.raises(VerificationError, match="k2 reads a, which its part k0 writes"):
-        verify_plan(combined([first, reading], steps.table, model), steps.table)
+        verify_plan(combined([first, reading], steps.table, model, Once()), steps.table)
     with pytest.raises(VerificationError, match="both write a"):
-        verify_plan(combined([first, first], steps.table, model), steps.table)
+        verify_plan(combined([first, first], steps.table, model, Once()), steps.table)
 
 
 def plan_reading(plan: KernelPlan, old: str, new: str) -> KernelPlan:

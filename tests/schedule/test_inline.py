@@ -7,6 +7,7 @@ import torch
 from fusec.config import Config
 from fusec.ir.types import LoopNest, Program
 from fusec.schedule.inline import inline
+from fusec.schedule.once import Once
 from tests.schedule.nests import agrees, kernels, program, scheduled
 
 EXP = "nest a (p0<8, p1<16):\n%0:f32 = load x[16*p0 + p1]\n%1:f32 = exp %0\nstore t[16*p0 + p1], %1\n"
@@ -15,12 +16,12 @@ X = torch.randn(8, 16)
 
 def inlined(before: Program) -> tuple[list[str], list[str]]:
     """Names of the nests left, and the sentences of the refusals."""
-    after, decisions = inline(before, Config())
+    after, decisions = inline(before, Config(), Once(), frozenset())
     return [n.name for n in after.nodes], [d.reason for d in decisions if not d.accepted]
 
 
 def one(before: Program) -> LoopNest:
-    after, _ = inline(before, Config())
+    after, _ = inline(before, Config(), Once(), frozenset())
     (nest,) = after.nodes
     assert isinstance(nest, LoopNest)
     return nest
