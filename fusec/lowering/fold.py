@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 import torch
 
-from fusec.ir.index import Expr, IndexLike, as_expr, floordiv, is_nonnegative, less_than, mod
+from fusec.ir.index import Expr, IndexLike, as_expr, floordiv, mod
 from fusec.lowering.builder import NestBuilder, Value, compute_dtype
 from fusec.lowering.context import Context, static
 from fusec.lowering.pooling import UNROLLED
+from fusec.lowering.positions import both, inside
 from fusec.lowering.reduction import require_floating
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import NotLowered, lowering
@@ -53,16 +54,6 @@ class Blocks:
         block = floordiv(distance, self.step)
         found = None if self.step == 1 else nest.index(mod(distance, self.step)).eq(0)
         return block, both(found, inside(nest, block, self.count))
-
-
-def inside(nest: NestBuilder, where: Expr, extent: int) -> Value | None:
-    """Whether 0 <= where < extent; None when that is proved."""
-    found = None if is_nonnegative(where) else nest.index(where) >= 0
-    return found if less_than(where, extent) else both(found, nest.index(where) < extent)
-
-
-def both(a: Value | None, b: Value | None) -> Value | None:
-    return b if a is None else a if b is None else a & b
 
 
 def _blocks(

@@ -26,10 +26,11 @@ from dataclasses import dataclass
 
 import torch
 
-from fusec.ir.index import Expr, IndexLike, as_expr, as_int, floordiv, is_nonnegative, less_than, linearize
+from fusec.ir.index import Expr, IndexLike, as_expr, as_int, floordiv, linearize
 from fusec.ir.ops import identity
 from fusec.lowering.builder import NestBuilder, Value, compute_dtype
 from fusec.lowering.context import Context, sizes
+from fusec.lowering.positions import below, both, inside
 from fusec.lowering.reduction import is_used, require_floating
 from fusec.lowering.ref import Ref, contiguous_strides
 from fusec.lowering.registry import NotLowered, lowering
@@ -63,15 +64,8 @@ class Window:
     def inside(self, nest: NestBuilder, o: IndexLike, k: IndexLike) -> Value | None:
         """Whether tap k of window o is an element of the input; None when that is proved."""
         where = self.tap(o, k)
-        found: Value | None = None
-        if not is_nonnegative(where):
-            found = nest.index(where) >= 0
-        limits: list[IndexLike] = [self.size, *([self.stop(o)] if self.stop else [])]
-        for limit in limits:
-            if not less_than(where, limit):
-                below = nest.index(where) < nest.index(limit)
-                found = below if found is None else found & below
-        return found
+        found = inside(nest, where, self.size)
+        return both(found, below(nest, where, self.stop(o))) if self.stop else found
 
     def span(self, o: int, include_padding: bool) -> int:
         """How many elements window o averages over."""
@@ -211,9 +205,7 @@ class Pool:
         where = tuple(w.tap(i, k) for w, i, k in zip(self.windows, o, offset, strict=True))
         mask: Value | None = None
         for w, i, k in zip(self.windows, o, offset, strict=True):
-            inside = w.inside(nest, i, k)
-            if inside is not None:
-                mask = inside if mask is None else mask & inside
+            mask = both(mask, w.inside(nest, i, k))
         lead = nest.p[: len(nest.p) - len(self.windows)]
         loaded = nest.load(self.x, (*lead, *where), mask, identity(op, self.x.dtype) if mask is not None else 0)
         return nest.cast(loaded, dtype), mask, where

@@ -19,12 +19,12 @@ from math import prod
 
 import torch
 
-from fusec.ir.index import Expr, IndexLike, as_expr, floordiv, is_nonnegative, less_than, linearize
+from fusec.ir.index import Expr, IndexLike, as_expr, floordiv, is_nonnegative, linearize
 from fusec.ir.types import AccessMode
 from fusec.lowering.builder import NestBuilder, Value, compute_dtype
 from fusec.lowering.context import Context, sizes, static
 from fusec.lowering.pooling import UNROLLED, Window, adaptive_window, fixed_windows
-from fusec.lowering.positions import Checked
+from fusec.lowering.positions import Checked, below, both, inside
 from fusec.lowering.reduction import require_floating
 from fusec.lowering.ref import Ref, contiguous_strides
 from fusec.lowering.registry import lowering
@@ -63,27 +63,15 @@ class Cover:
 
     def holds(self, nest: NestBuilder, o: Expr) -> Value | None:
         """Whether window o exists; None when that is proved."""
-        found = None if is_nonnegative(o) else nest.index(o) >= 0
-        if not less_than(o, self.window.out):
-            below = nest.index(o) < self.window.out
-            found = below if found is None else found & below
-        return found
+        return inside(nest, o, self.window.out)
 
     def contains(self, nest: NestBuilder, i: Expr, o: Expr) -> Value | None:
         """Whether element i lies in window o, for windows without dilation; None when that is proved."""
-        window, found = self.window, None
+        window = self.window
         distance = as_expr(i) - window.start(o)
-        if not is_nonnegative(distance):
-            found = nest.index(distance) >= 0
+        found = None if is_nonnegative(distance) else nest.index(distance) >= 0
         end = window.stop(o) if window.stop else window.start(o) + window.taps
-        if not less_than(i, end):
-            below = nest.index(i) < nest.index(end)
-            found = below if found is None else found & below
-        return found
-
-
-def _both(a: Value | None, b: Value | None) -> Value | None:
-    return b if a is None else a if b is None else a & b
+        return both(found, below(nest, i, end))
 
 
 def _gathered(
@@ -102,7 +90,7 @@ def _gathered(
             windows = tuple(c.last(i) - b for c, i, b in zip(covers, element, back, strict=True))
             exist: Value | None = None
             for cover, o in zip(covers, windows, strict=True):
-                exist = _both(exist, cover.holds(nest, o))
+                exist = both(exist, cover.holds(nest, o))
             return term(nest, element, windows, exist)
 
         if unrolled:
@@ -230,7 +218,7 @@ def _average_gradient(
     def term(nest: NestBuilder, element: tuple[Expr, ...], windows: tuple[Expr, ...], exist: Value | None) -> Value:
         count: Value | None = None
         for cover, i, o in zip(covers, element, windows, strict=True):
-            exist = _both(exist, cover.contains(nest, i, o))
+            exist = both(exist, cover.contains(nest, i, o))
             if divisor is None:
                 own = cover.window.divisor(nest, o, include_padding, dtype)
                 if isinstance(own, Value):

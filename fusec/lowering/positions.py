@@ -1,4 +1,4 @@
-"""Index tensors as coordinates: range checks, and where the dimensions of an advanced index stand.
+"""Range checks, index tensors as coordinates, and where the dimensions of an advanced index stand.
 
 x[i, :, j] of f32[4, 6, 5], i and j of shape [3]
 
@@ -11,12 +11,28 @@ from collections.abc import Sequence
 
 import torch
 
-from fusec.ir.index import Expr, IndexLike
+from fusec.ir.index import Expr, IndexLike, is_nonnegative, less_than
 from fusec.lowering.builder import NestBuilder, Value
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import LibraryCall, NotLowered
 
 _INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8)
+
+
+def both(a: Value | None, b: Value | None) -> Value | None:
+    """The conjunction of two conditions; None is one that always holds."""
+    return b if a is None else a if b is None else a & b
+
+
+def inside(nest: NestBuilder, where: Expr, extent: IndexLike) -> Value | None:
+    """Whether 0 <= where < extent; None when that is proved."""
+    found = None if is_nonnegative(where) else nest.index(where) >= 0
+    return both(found, below(nest, where, extent))
+
+
+def below(nest: NestBuilder, where: IndexLike, end: IndexLike) -> Value | None:
+    """Whether where < end; None when that is proved."""
+    return None if less_than(where, end) else nest.index(where) < nest.index(end)
 
 
 class Checked:
@@ -45,7 +61,7 @@ class Checked:
 
     def require(self, condition: Value) -> None:
         """One more condition of the mask."""
-        self.mask = condition if self.mask is None else self.mask & condition
+        self.mask = both(self.mask, condition)
 
 
 def require_integers(*indices: Ref) -> None:

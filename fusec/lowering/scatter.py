@@ -31,7 +31,7 @@ from fusec.ir.ops import identity
 from fusec.ir.types import AccessMode
 from fusec.lowering.builder import NestBuilder, Number, Value, compute_dtype
 from fusec.lowering.context import Context, is_dense, sizes, strides_of
-from fusec.lowering.positions import Checked, IndexPlan, at_least_1d, broadcast_at, require_integers
+from fusec.lowering.positions import Checked, IndexPlan, at_least_1d, both, broadcast_at, require_integers
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import NotLowered, lowering
 from fusec.lowering.symbols import extent_of
@@ -398,8 +398,7 @@ def _one_place(ctx: Context, x: Ref, plan: IndexPlan, values: Ref) -> Ref:
         hit: Value | None = None
         for d, index in plan.indexed.items():
             value = Checked(nest).value(nest.load(index, [0] * index.ndim), x.shape[d], wrap=True)
-            same = nest.index(nest.p[d]).eq(value)
-            hit = same if hit is None else hit & same
+            hit = both(hit, nest.index(nest.p[d]).eq(value))
         assert hit is not None
         source = values.expand((*plan.lines[: plan.start], *[1] * plan.rank, *plan.lines[plan.start :]))
         kept = [nest.p[d] for d in plan.kept]

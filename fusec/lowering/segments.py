@@ -22,6 +22,7 @@ from fusec.ir.types import AccessMode
 from fusec.lowering.builder import NestBuilder, Value
 from fusec.lowering.context import Context, static
 from fusec.lowering.numbers import Number
+from fusec.lowering.positions import both
 from fusec.lowering.reduction import require_floating
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import NotLowered, lowering
@@ -106,16 +107,12 @@ def constant_pad(ctx: Context, x: Ref, pad: Sequence[int], value: Number = 0) ->
         for c, n, (left, right) in zip(nest.p, x.shape, pads, strict=True):
             position = nest.index(c)
             if not isinstance(left, int) or left > 0:
-                mask = _both(mask, position >= left)
+                mask = both(mask, position >= left)
             if not isinstance(right, int) or right > 0:
-                mask = _both(mask, position < nest.index(n + left))
+                mask = both(mask, position < nest.index(n + left))
         where = [c - left for c, (left, _) in zip(nest.p, pads, strict=True)]
         nest.store(out, nest.p, nest.load(x, where, mask, value))
     return out
-
-
-def _both(a: Value | None, b: Value) -> Value:
-    return b if a is None else a & b
 
 
 Fold = Callable[[NestBuilder, Value, int], Value]
@@ -208,11 +205,11 @@ def slice_scatter(
     def inside(nest: NestBuilder) -> tuple[Value | None, list[IndexLike]]:
         i, mask = nest.p[dim], None
         if first > 0:
-            mask = _both(mask, nest.index(i) >= first)
+            mask = both(mask, nest.index(i) >= first)
         if last < n:
-            mask = _both(mask, nest.index(i) < last)
+            mask = both(mask, nest.index(i) < last)
         if step > 1:
-            mask = _both(mask, nest.index(mod(i + (-first) % step, step)).eq(0))
+            mask = both(mask, nest.index(mod(i + (-first) % step, step)).eq(0))
         # (i - first) // step, written so that it never goes below zero
         shifted = floordiv(i + (-first) % step, step) - (first + (-first) % step) // step
         return mask, [shifted if d == dim else c for d, c in enumerate(nest.p)]
