@@ -11,7 +11,6 @@ Enters: a view and the geometry of blocks. Leaves: one nest; an element of a sum
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ import torch
 from fusec.ir.index import Expr, IndexLike, as_expr, floordiv, mod
 from fusec.lowering.builder import NestBuilder, Value, compute_dtype
 from fusec.lowering.context import Context, static
-from fusec.lowering.pooling import UNROLLED
+from fusec.lowering.pooling import Taps
 from fusec.lowering.positions import both, inside
 from fusec.lowering.reduction import require_floating
 from fusec.lowering.ref import Ref
@@ -99,23 +98,15 @@ def col2im(
     out, dtype = ctx.result(), compute_dtype(x.dtype)
     blocks = _blocks(out.shape[-2:], kernel, dilation, padding, stride)
     spread = x.reshape((*out.shape[:-2], *(b.taps for b in blocks), *(b.count for b in blocks)))
-    taps = [range(b.taps) for b in blocks]
-    unrolled = blocks[0].taps * blocks[1].taps <= UNROLLED
-    with ctx.nest(out.shape, () if unrolled else [b.taps for b in blocks]) as nest:
+    taps = Taps(tuple(b.taps for b in blocks))
+    with ctx.nest(out.shape, taps.reduced) as nest:
 
         def over(k: Sequence[IndexLike]) -> Value:
             found = [b.over(nest, i, tap) for b, i, tap in zip(blocks, nest.p[-2:], k, strict=True)]
             mask = both(found[0][1], found[1][1])
             return nest.cast(nest.load(spread, (*nest.p[:-2], *k, *(o for o, _ in found)), mask), dtype)
 
-        if unrolled:
-            first, *rest = itertools.product(*taps)
-            total = over(first)
-            for k in rest:
-                total = total + over(k)
-        else:
-            total = nest.reduce("sum", over(nest.r))
-        nest.store(out, nest.p, total)
+        nest.store(out, nest.p, taps.reduce(nest, over))
     return out
 
 
@@ -127,23 +118,16 @@ def unfold_backward(ctx: Context, grad: Ref, sizes: Sequence[int], dim: int, siz
         raise NotLowered("the gradient of unfolding a scalar")
     out, dtype = ctx.result(), compute_dtype(grad.dtype)
     dim %= len(sizes)
-    windows, count = static(grad.shape[dim]), (size - 1) // step + 1
-    unrolled = count <= UNROLLED
-    with ctx.nest(out.shape, () if unrolled else (count,)) as nest:
+    windows, taps = static(grad.shape[dim]), Taps(((size - 1) // step + 1,))
+    with ctx.nest(out.shape, taps.reduced) as nest:
         last = floordiv(nest.p[dim], step)
 
-        def over(back: IndexLike) -> Value:
-            o = last - as_expr(back)
+        def over(back: Sequence[IndexLike]) -> Value:
+            o = last - as_expr(back[0])
             tap = nest.p[dim] - o * step
             mask = both(inside(nest, o, windows), inside(nest, tap, size))
             where = (*nest.p[:dim], o, *nest.p[dim + 1 :], tap)
             return nest.cast(nest.load(grad, where, mask), dtype)
 
-        if unrolled:
-            total = over(0)
-            for back in range(1, count):
-                total = total + over(back)
-        else:
-            total = nest.reduce("sum", over(nest.r[0]))
-        nest.store(out, nest.p, total)
+        nest.store(out, nest.p, taps.reduce(nest, over))
     return out

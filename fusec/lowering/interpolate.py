@@ -200,7 +200,7 @@ def _nearest_gradient(ctx: Context, grad: Ref, n: int, shift: float, factors: Se
     if all(block is not None for block in blocks):
         whole = [block or 1 for block in blocks]
         pool = Pool.fixed(grad, [static(s) for s in result.shape], whole, whole, 0, 1, n)
-        with ctx.nest(result.shape, pool.reduced) as nest:
+        with ctx.nest(result.shape, pool.taps.reduced) as nest:
             nest.store(result, nest.p, pool.reduce(nest, "sum", "add", dtype))
         return result
 

@@ -154,6 +154,41 @@ def _adaptive(size: int, out: int) -> Window:
 
 
 @dataclass(frozen=True, slots=True)
+class Taps:
+    """The places of a window, `counts` along each dimension: written out where they are few, else reduced axes."""
+
+    counts: tuple[int, ...]
+
+    @property
+    def number(self) -> int:
+        return math.prod(self.counts)
+
+    @property
+    def unrolled(self) -> bool:
+        return self.number <= UNROLLED
+
+    @property
+    def reduced(self) -> tuple[int, ...]:
+        """The reduced axes of the nest: none when the window is unrolled."""
+        return () if self.unrolled else self.counts
+
+    def offsets(self) -> list[tuple[int, ...]]:
+        return list(itertools.product(*(range(n) for n in self.counts)))
+
+    def reduce(
+        self, nest: NestBuilder, term: Callable[[Sequence[IndexLike]], Value], op: str = "sum", combine: str = "add"
+    ) -> Value:
+        """The terms of all places: unrolled with `combine`, or over the reduced axes with `op`."""
+        if not self.unrolled:
+            return nest.reduce(op, term(nest.r))
+        first, *rest = self.offsets()
+        total = term(first)
+        for offset in rest:
+            total = nest.op(combine, total, term(offset))
+        return total
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
     """One pooling: the input, its result's shape and the windows along the last dimensions."""
 
@@ -182,20 +217,8 @@ class Pool:
         return cls(x, tuple(shape), tuple(_adaptive(size, out) for size, out in sizes))
 
     @property
-    def taps(self) -> int:
-        return math.prod(w.taps for w in self.windows)
-
-    @property
-    def unrolled(self) -> bool:
-        return self.taps <= UNROLLED
-
-    @property
-    def reduced(self) -> tuple[int, ...]:
-        """The reduced axes of the nest: none when the window is unrolled."""
-        return () if self.unrolled else tuple(w.taps for w in self.windows)
-
-    def offsets(self) -> list[tuple[int, ...]]:
-        return list(itertools.product(*(range(w.taps) for w in self.windows)))
+    def taps(self) -> Taps:
+        return Taps(tuple(w.taps for w in self.windows))
 
     def tap(
         self, nest: NestBuilder, offset: Sequence[IndexLike], op: str, dtype: torch.dtype
@@ -212,13 +235,7 @@ class Pool:
 
     def reduce(self, nest: NestBuilder, op: str, combine: str, dtype: torch.dtype) -> Value:
         """The window reduced: unrolled with `combine`, or over the reduced axes with `op`."""
-        if not self.unrolled:
-            return nest.reduce(op, self.tap(nest, nest.r, op, dtype)[0])
-        offsets = self.offsets()
-        total = self.tap(nest, offsets[0], op, dtype)[0]
-        for offset in offsets[1:]:
-            total = nest.op(combine, total, self.tap(nest, offset, op, dtype)[0])
-        return total
+        return self.taps.reduce(nest, lambda offset: self.tap(nest, offset, op, dtype)[0], op, combine)
 
 
 # -- average --------------------------------------------------------------------------------------
@@ -227,7 +244,7 @@ class Pool:
 def _average(ctx: Context, pool: Pool, include_padding: bool = True, divisor: int | None = None) -> Ref:
     require_floating(pool.x)
     out, dtype = ctx.result(), compute_dtype(pool.x.dtype)
-    with ctx.nest(out.shape, pool.reduced) as nest:
+    with ctx.nest(out.shape, pool.taps.reduced) as nest:
         total = pool.reduce(nest, "sum", "add", dtype)
         fixed: int = 1 if divisor is None else divisor
         varying: Value | None = None
@@ -303,7 +320,7 @@ def adaptive_avg_pool3d(ctx: Context, x: Ref, output_size: Sequence[int]) -> Ref
 
 def _max_value(ctx: Context, pool: Pool, out: Ref) -> Ref:
     dtype = compute_dtype(pool.x.dtype)
-    with ctx.nest(out.shape, pool.reduced) as nest:
+    with ctx.nest(out.shape, pool.taps.reduced) as nest:
         nest.store(out, nest.p, pool.reduce(nest, "max", "maximum", dtype))
     return out
 
@@ -313,12 +330,12 @@ def _max_position(ctx: Context, pool: Pool, values: Ref | None, out: Ref) -> Non
 
     best, at = x0, 0;  then for each tap  best, at = (x, k) if x > best or isnan(x) else (best, at)
     """
-    if not pool.unrolled:
-        raise NotLowered(f"max pooling with indices over windows of {pool.taps} elements")
+    if not pool.taps.unrolled:
+        raise NotLowered(f"max pooling with indices over windows of {pool.taps.number} elements")
     dtype = compute_dtype(pool.x.dtype)
     strides = contiguous_strides([w.size for w in pool.windows])
     with ctx.nest(out.shape) as nest:
-        first, *rest = pool.offsets()
+        first, *rest = pool.taps.offsets()
         best, mask, where = pool.tap(nest, first, "max", dtype)
         at = nest.index(linearize(where, strides))
         in_padding = mask is not None

@@ -12,7 +12,6 @@ Where an element lies in more windows than are worth unrolling, averages are red
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -23,7 +22,7 @@ from fusec.ir.index import Expr, IndexLike, as_expr, floordiv, is_nonnegative, l
 from fusec.ir.types import AccessMode
 from fusec.lowering.builder import NestBuilder, Value, compute_dtype
 from fusec.lowering.context import Context, sizes, static
-from fusec.lowering.pooling import UNROLLED, Window, adaptive_window, fixed_windows
+from fusec.lowering.pooling import Taps, Window, adaptive_window, fixed_windows
 from fusec.lowering.positions import Checked, below, both, inside
 from fusec.lowering.reduction import require_floating
 from fusec.lowering.ref import Ref, contiguous_strides
@@ -82,8 +81,8 @@ def _gathered(
 ) -> Ref:
     """out[i] = sum over the windows o that may hold element i of term(i, o, whether they exist), divided."""
     out = ctx.result()
-    unrolled = _pairs(covers) <= UNROLLED
-    with ctx.nest(out.shape, () if unrolled else [c.count for c in covers]) as nest:
+    taps = _taps(covers)
+    with ctx.nest(out.shape, taps.reduced) as nest:
         element = nest.p[len(nest.p) - len(covers) :]
 
         def sent(back: Sequence[IndexLike]) -> Value:
@@ -93,19 +92,13 @@ def _gathered(
                 exist = both(exist, cover.holds(nest, o))
             return term(nest, element, windows, exist)
 
-        if unrolled:
-            first, *rest = itertools.product(*(range(c.count) for c in covers))
-            total = sent(first)
-            for back in rest:
-                total = total + sent(back)
-        else:
-            total = nest.reduce("sum", sent(nest.r))
+        total = taps.reduce(nest, sent)
         nest.store(out, nest.p, total if divisor == 1 else total / divisor)
     return out
 
 
-def _pairs(covers: Sequence[Cover]) -> int:
-    return prod(cover.count for cover in covers)
+def _taps(covers: Sequence[Cover]) -> Taps:
+    return Taps(tuple(cover.count for cover in covers))
 
 
 # -- maximum --------------------------------------------------------------------------------------
@@ -113,7 +106,7 @@ def _pairs(covers: Sequence[Cover]) -> int:
 
 def _max_gradient(ctx: Context, grad: Ref, indices: Ref, covers: Sequence[Cover], n: int) -> Ref:
     require_floating(grad)
-    if _pairs(covers) > UNROLLED:
+    if not _taps(covers).unrolled:
         return _scattered(ctx, grad, indices, n)
     dtype = compute_dtype(grad.dtype)
     strides = contiguous_strides([c.window.size for c in covers])
