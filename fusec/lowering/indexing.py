@@ -25,7 +25,7 @@ import torch
 from fusec.ir.index import Expr, product
 from fusec.lowering.builder import Number
 from fusec.lowering.context import Context
-from fusec.lowering.positions import Checked, IndexPlan, at_least_1d, broadcast_at, require_integers
+from fusec.lowering.positions import Checked, IndexPlan, at_least_1d, require_integers
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import lowering
 
@@ -103,18 +103,11 @@ def _indexed(
     """x[indices]; with a mask, `fill` where it is false, and indices out of range are clamped."""
     out, plan = ctx.result(), IndexPlan(x, indices)
     with ctx.nest(out.shape) as nest:
-        broadcast, where = plan.split(nest.p)
         checked = Checked(nest)
-        for d, index in plan.indexed.items():
-            value = nest.cast(nest.load(index, broadcast_at(index, broadcast)), torch.int64)
-            if mask is not None:
-                size = nest.index(x.shape[d])
-                value = nest.op("maximum", nest.op("minimum", value, size - 1), nest.op("neg", size))
-            where[d] = checked.coordinate(value, x.shape[d], wrap=True, safe=safe)
-        inside = checked.mask
-        if mask is not None and inside is not None:
-            inside = inside & nest.load(mask.expand(out.shape), nest.p)
-        nest.store(out, nest.p, nest.load(x, [where[d] for d in range(x.ndim)], inside, fill))
+        where = plan.coordinates(checked, clamp=mask is not None, safe=safe)
+        if mask is not None:
+            checked.require(nest.load(mask.expand(out.shape), nest.p))
+        nest.store(out, nest.p, nest.load(x, where, checked.mask, fill))
     return out
 
 
@@ -131,4 +124,4 @@ def unsafe_index(ctx: Context, x: Ref, indices: Sequence[Ref | None]) -> Ref:
 @lowering(aten._unsafe_masked_index.default)
 def masked_index(ctx: Context, x: Ref, mask: Ref, indices: Sequence[Ref | None], fill: Number) -> Ref:
     """x[indices] where the mask holds, else fill; indices are clamped into range."""
-    return _indexed(ctx, x, indices, mask, fill, safe=True)
+    return _indexed(ctx, x, indices, mask, fill)

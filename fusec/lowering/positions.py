@@ -86,6 +86,7 @@ class IndexPlan:
     """
 
     def __init__(self, x: Ref, indices: Sequence[Ref | None]) -> None:
+        self.x = x
         self.indexed = {d: index for d, index in enumerate(indices) if index is not None}
         if not self.indexed:
             raise NotLowered("an index without index tensors")
@@ -97,11 +98,19 @@ class IndexPlan:
         adjacent = dims == list(range(dims[0], dims[-1] + 1))
         self.start = dims[0] if adjacent else 0
 
-    def split(self, p: Sequence[Expr]) -> tuple[tuple[Expr, ...], dict[int, Expr]]:
-        """Result coordinates as (coordinates of the broadcast indices, {dimension of x: coordinate})."""
-        broadcast = tuple(p[self.start : self.start + self.rank])
-        rest = (*p[: self.start], *p[self.start + self.rank :])
-        return broadcast, dict(zip(self.kept, rest, strict=True))
+    def coordinates(self, checked: Checked, *, clamp: bool = False, safe: bool = False) -> list[Expr]:
+        """Where in x the element at the nest's point lies. clamp: indices are brought into range; safe: they are."""
+        nest, x = checked.nest, self.x
+        broadcast = nest.p[self.start : self.start + self.rank]
+        rest = (*nest.p[: self.start], *nest.p[self.start + self.rank :])
+        where = dict(zip(self.kept, rest, strict=True))
+        for d, index in self.indexed.items():
+            value = nest.cast(nest.load(index, _broadcast_at(index, broadcast)), torch.int64)
+            if clamp:
+                size = nest.index(x.shape[d])
+                value = nest.op("maximum", nest.op("minimum", value, size - 1), nest.op("neg", size))
+            where[d] = checked.coordinate(value, x.shape[d], wrap=True, safe=clamp or safe)
+        return [where[d] for d in range(x.ndim)]
 
     @property
     def shape(self) -> tuple[IndexLike, ...]:
@@ -113,7 +122,7 @@ class IndexPlan:
         return (*self.lines[: self.start], *broadcast, *self.lines[self.start :])
 
 
-def broadcast_at(index: Ref, where: Sequence[Expr]) -> tuple[IndexLike, ...]:
+def _broadcast_at(index: Ref, where: Sequence[Expr]) -> tuple[IndexLike, ...]:
     """Coordinates of an index tensor inside the shape all indices broadcast to."""
     tail = where[len(where) - index.ndim :]
     return tuple(0 if n == 1 else c for n, c in zip(index.shape, tail, strict=True))

@@ -31,7 +31,7 @@ from fusec.ir.ops import identity
 from fusec.ir.types import AccessMode
 from fusec.lowering.builder import NestBuilder, Number, Value, compute_dtype
 from fusec.lowering.context import Context, is_dense, sizes, strides_of
-from fusec.lowering.positions import Checked, IndexPlan, at_least_1d, both, broadcast_at, require_integers
+from fusec.lowering.positions import Checked, IndexPlan, at_least_1d, both, require_integers
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import NotLowered, lowering
 from fusec.lowering.symbols import extent_of
@@ -94,28 +94,16 @@ def lines(x: Ref, dim: int, index: Ref, source: Ref) -> Updates:
     return Updates(source.shape, place, lambda nest: nest.load(source, nest.p))
 
 
-def advanced(
-    x: Ref, indices: Sequence[Ref | None], values: Ref, mask: Ref | None = None, safe: bool = False
-) -> Updates:
-    """Updates at x[indices]; with a mask, only where it holds, and indices are clamped into range.
-
-    safe: indices are known to be in range.
-    """
-    plan = IndexPlan(x, indices)
+def advanced(plan: IndexPlan, values: Ref, mask: Ref | None = None) -> Updates:
+    """Updates at x[indices]; with a mask, only where it holds, and indices are clamped into range."""
     values = values.expand(plan.shape)
 
     def place(nest: NestBuilder) -> tuple[Where, Value | None]:
-        broadcast, where = plan.split(nest.p)
         checked = Checked(nest)
-        for d, index in plan.indexed.items():
-            value = nest.cast(nest.load(index, broadcast_at(index, broadcast)), torch.int64)
-            if mask is not None:
-                size = nest.index(x.shape[d])
-                value = nest.op("maximum", nest.op("minimum", value, size - 1), nest.op("neg", size))
-            where[d] = checked.coordinate(value, x.shape[d], wrap=True, safe=safe or mask is not None)
+        where = plan.coordinates(checked, clamp=mask is not None)
         if mask is not None:
             checked.require(nest.load(mask.expand(plan.shape), nest.p))
-        return [where[d] for d in range(x.ndim)], checked.mask
+        return where, checked.mask
 
     return Updates(plan.shape, place, lambda nest: nest.load(values, nest.p))
 
@@ -438,19 +426,19 @@ def index_put(ctx: Context, x: Ref, indices: Sequence[Ref | None], values: Ref, 
     if not accumulate:
         if all(product(index.shape) == 1 for index in plan.indexed.values()):
             return _one_place(ctx, x, plan, values)
-        return overwritten(ctx, x, advanced(x, indices, values))
+        return overwritten(ctx, x, advanced(plan, values))
     if len(plan.indexed) == 1:
         ((dim, index),) = plan.indexed.items()
         source = values.expand(plan.shape)
         if index.ndim == 1 and _are_few(x.shape[dim], source):
             return _into_few(ctx, x, dim, index, source, wrap=True)
-    return summed(ctx, x, advanced(x, indices, values))
+    return summed(ctx, x, advanced(plan, values))
 
 
 @lowering(aten._unsafe_masked_index_put_accumulate.default)
 def masked_index_put(ctx: Context, x: Ref, mask: Ref, indices: Sequence[Ref | None], values: Ref) -> Ref:
     """x plus values at the indices where the mask holds; indices are clamped into range."""
-    return summed(ctx, x, advanced(x, indices, values, mask))
+    return summed(ctx, x, advanced(IndexPlan(x, indices), values, mask))
 
 
 @lowering(aten.put.default)

@@ -16,7 +16,7 @@ from fusec.ir.index import IndexLike, as_expr, as_int
 from fusec.ir.types import AccessMode, Buffer
 from fusec.lowering.builder import KERNEL_DTYPES, Number
 from fusec.lowering.context import Context
-from fusec.lowering.positions import at_least_1d
+from fusec.lowering.positions import IndexPlan, at_least_1d
 from fusec.lowering.ref import Ref, contiguous_strides
 from fusec.lowering.registry import NotLowered, lowering
 from fusec.lowering.scatter import Updates, advanced, along, refuse_where_deterministic, source_value, sum_dtype
@@ -59,7 +59,7 @@ def _called(ctx: Context, target: Ref, value: Ref, reason: str) -> Ref:
 def index_put_(ctx: Context, target: Ref, indices: Sequence[Ref | None], values: Ref, accumulate: bool = False) -> Ref:
     _require_writable(ctx, target, values)
     values = _apart_from(ctx, target, values)
-    return _scattered(ctx, target, advanced(target, indices, values), accumulate)
+    return _scattered(ctx, target, advanced(IndexPlan(target, indices), values), accumulate)
 
 
 @lowering(aten.scatter_.src)
