@@ -18,7 +18,7 @@ from math import prod
 
 import torch
 
-from fusec.ir.index import Expr, IndexLike, as_expr, floordiv, is_nonnegative, linearize
+from fusec.ir.index import Expr, IndexLike, as_expr, delinearize, floordiv, is_nonnegative, linearize, product
 from fusec.ir.types import AccessMode
 from fusec.lowering.builder import NestBuilder, Value, compute_dtype
 from fusec.lowering.context import Context, sizes, static
@@ -97,6 +97,23 @@ def _gathered(
     return out
 
 
+def _fixed_covers(
+    x: Ref,
+    grad: Ref,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: int | Sequence[int],
+    n: int,
+) -> list[Cover]:
+    windows, strides = fixed_windows(x.shape[-n:], grad.shape[-n:], kernel, stride, padding, dilation, n)
+    return [Cover.fixed(w, s) for w, s in zip(windows, strides, strict=True)]
+
+
+def _adaptive_covers(x: Ref, grad: Ref, n: int) -> list[Cover]:
+    return [Cover.adaptive(adaptive_window(a, b)) for a, b in zip(x.shape[-n:], grad.shape[-n:], strict=True)]
+
+
 def _taps(covers: Sequence[Cover]) -> Taps:
     return Taps(tuple(cover.count for cover in covers))
 
@@ -122,13 +139,11 @@ def _max_gradient(ctx: Context, grad: Ref, indices: Ref, covers: Sequence[Cover]
 def _in_planes(ctx: Context, indices: Ref, n: int, safe: bool) -> Place:
     """Where in the result each window's maximum lies; indices are positions within a plane of the last n dimensions."""
     extents = sizes(ctx.meta.shape[-n:])
-    planes = contiguous_strides(extents)
 
     def place(nest: NestBuilder) -> tuple[Sequence[IndexLike], Value | None]:
         checked = Checked(nest)
-        at = checked.coordinate(nest.load(indices, nest.p), planes[0] * extents[0], safe=safe)
-        inner = [at // step % n if d else at // step for d, (step, n) in enumerate(zip(planes, extents, strict=True))]
-        return (*nest.p[: len(nest.p) - len(extents)], *inner), checked.mask
+        at = checked.coordinate(nest.load(indices, nest.p), product(extents), safe=safe)
+        return (*nest.p[: len(nest.p) - n], *delinearize(at, extents)), checked.mask
 
     return place
 
@@ -174,9 +189,7 @@ def _max_pool_backward(
     indices: Ref,
 ) -> Ref:
     n = 2 if len(kernel) <= 2 and ctx.node.target is aten.max_pool2d_with_indices_backward.default else 3
-    windows, strides = fixed_windows(x.shape[-n:], grad.shape[-n:], kernel, stride, padding, dilation, n)
-    covers = [Cover.fixed(w, s) for w, s in zip(windows, strides, strict=True)]
-    return _max_gradient(ctx, grad, indices, covers, n)
+    return _max_gradient(ctx, grad, indices, _fixed_covers(x, grad, kernel, stride, padding, dilation, n), n)
 
 
 lowering(aten.max_pool2d_with_indices_backward.default, aten.max_pool3d_with_indices_backward.default)(
@@ -192,10 +205,6 @@ def adaptive_max_pool2d_backward(ctx: Context, grad: Ref, x: Ref, indices: Ref) 
 @lowering(aten.adaptive_max_pool3d_backward.default)
 def adaptive_max_pool3d_backward(ctx: Context, grad: Ref, x: Ref, indices: Ref) -> Ref:
     return _max_gradient(ctx, grad, indices, _adaptive_covers(x, grad, 3), 3)
-
-
-def _adaptive_covers(x: Ref, grad: Ref, n: int) -> list[Cover]:
-    return [Cover.adaptive(adaptive_window(a, b)) for a, b in zip(x.shape[-n:], grad.shape[-n:], strict=True)]
 
 
 # -- average --------------------------------------------------------------------------------------
@@ -237,8 +246,7 @@ def _avg_pool_backward(
     divisor: int | None,
 ) -> Ref:
     n = 2 if ctx.node.target is aten.avg_pool2d_backward.default else 3
-    windows, strides = fixed_windows(x.shape[-n:], grad.shape[-n:], kernel, stride, padding, 1, n)
-    covers = [Cover.fixed(w, s) for w, s in zip(windows, strides, strict=True)]
+    covers = _fixed_covers(x, grad, kernel, stride, padding, 1, n)
     return _average_gradient(ctx, grad, covers, include_padding, divisor)
 
 
