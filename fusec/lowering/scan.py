@@ -29,6 +29,7 @@ from fusec.ir.index import IndexLike, as_int, product
 from fusec.ir.ops import identity
 from fusec.lowering.builder import KERNEL_DTYPES, NestBuilder, Value, compute_dtype
 from fusec.lowering.context import Context, interleave
+from fusec.lowering.positions import at_least_1d
 from fusec.lowering.reduction import comparable, comparable_dtype, is_used, require_floating
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import NotLowered, lowering
@@ -131,13 +132,9 @@ def _accumulated(ctx: Context, op: str, x: Ref, dim: int) -> Ref:
     def load(nest: NestBuilder, where: Sequence[IndexLike]) -> Value:
         return nest.cast(nest.cast(nest.load(x, where), through), wide)
 
-    x, to = _row_of(x), _row_of(out)
+    x, to = at_least_1d(x), at_least_1d(out)
     _scan(ctx, op, _Row(x.shape, dim % x.ndim), load, wide, to)
     return out
-
-
-def _row_of(x: Ref) -> Ref:
-    return x.reshape((1,)) if x.ndim == 0 else x
 
 
 @lowering(aten.cumsum.default)
@@ -154,7 +151,7 @@ def cumprod(ctx: Context, x: Ref, dim: int, *, dtype: torch.dtype | None = None)
 def logcumsumexp(ctx: Context, x: Ref, dim: int) -> Ref:
     require_floating(x)
     out = ctx.result()
-    x, to = _row_of(x), _row_of(out)
+    x, to = at_least_1d(x), at_least_1d(out)
     _scan(ctx, "logcumsumexp", _Row(x.shape, dim % x.ndim), lambda n, w: n.load_f32(x, w), compute_dtype(x.dtype), to)
     return out
 
@@ -166,16 +163,16 @@ def _extremes(ctx: Context, op: str, x: Ref, dim: int) -> tuple[Ref | None, Ref 
     """Running extremes, NaN from the first one on, and the latest positions that hold them."""
     values = ctx.result(0) if is_used(ctx.node, 0) else None
     positions = ctx.result(1) if is_used(ctx.node, 1) else None
-    x = _row_of(x)
+    x = at_least_1d(x)
     row, dtype = _Row(x.shape, dim % x.ndim), comparable_dtype(x.dtype)
 
     def load(nest: NestBuilder, where: Sequence[IndexLike]) -> Value:
         return comparable(nest, nest.load(x, where))
 
     if values is not None:
-        _scan(ctx, op, row, load, dtype, _row_of(values))
+        _scan(ctx, op, row, load, dtype, at_least_1d(values))
     if positions is not None:
-        _positions(ctx, op.replace("cum", "cumarg"), row, load, _row_of(positions))
+        _positions(ctx, op.replace("cum", "cumarg"), row, load, at_least_1d(positions))
     return values, positions
 
 

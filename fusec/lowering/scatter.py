@@ -26,7 +26,7 @@ from math import prod
 
 import torch
 
-from fusec.ir.index import Expr, IndexLike, as_int, product
+from fusec.ir.index import IndexLike, as_int, delinearize, linearize, product
 from fusec.ir.ops import identity
 from fusec.ir.types import AccessMode
 from fusec.lowering.builder import NestBuilder, Number, Value, compute_dtype
@@ -447,25 +447,15 @@ def put(ctx: Context, x: Ref, index: Ref, source: Ref, accumulate: bool = False)
     require_integers(index)
     if source.dtype is not x.dtype:
         raise NotLowered("a put that converts its source")
-    x, shape = at_least_1d(x), x.shape
-    source = source.reshape(index.shape)
+    x, source = at_least_1d(x), source.reshape(index.shape)
 
     def place(nest: NestBuilder) -> tuple[Where, Value | None]:
         checked = Checked(nest)
-        at = checked.coordinate(nest.load(index, nest.p), product(shape), wrap=True)
-        return _coordinates(at, shape), checked.mask
+        at = checked.coordinate(nest.load(index, nest.p), product(x.shape), wrap=True)
+        return delinearize(at, x.shape), checked.mask
 
     updates = Updates(index.shape, place, lambda nest: nest.load(source, nest.p))
     return summed(ctx, x, updates) if accumulate else overwritten(ctx, x, updates)
-
-
-def _coordinates(position: Expr, shape: Sequence[IndexLike]) -> Where:
-    """Row-major coordinates of a position; of a scalar, one coordinate."""
-    from_end: list[IndexLike] = []
-    for extent in reversed(shape[1:]):
-        from_end.append(position % extent)
-        position = position // extent
-    return [position, *reversed(from_end)]
 
 
 @lowering(aten.as_strided_scatter.default)
@@ -487,10 +477,7 @@ def as_strided_scatter(
     copied(ctx, x, out, lambda nest, v: v)
 
     def place(nest: NestBuilder) -> tuple[Where, Value | None]:
-        where: Expr | int = first
-        for c, s in zip(nest.p, stride, strict=True):
-            where = where + c * s
-        return (where,), None
+        return (linearize(nest.p, stride, first),), None
 
     updates = Updates(tuple(size), place, lambda nest: nest.load(part, nest.p))
     updates.apply(ctx, flat, AccessMode.OVERWRITE, lambda nest, v: v)
