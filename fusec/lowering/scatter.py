@@ -70,8 +70,10 @@ class Updates:
             nest.store(out, where, change(nest, self.value(nest)), mask, mode)
 
 
-def along(x: Ref, dim: int, index: Ref, value: Callable[[NestBuilder], Value]) -> Updates:
-    """Updates at x[.., index[p], ..], as in scatter: index has x's rank."""
+def along(x: Ref, dim: int, index: Ref, source: Ref | Number) -> Updates:
+    """Updates at x[.., index[p], ..] with source[p], as in scatter: index has x's rank. Scalars count as lines of 1."""
+    x, index = at_least_1d(x), at_least_1d(index)
+    dim %= x.ndim
 
     def place(nest: NestBuilder) -> tuple[Where, Value | None]:
         checked = Checked(nest)
@@ -79,19 +81,10 @@ def along(x: Ref, dim: int, index: Ref, value: Callable[[NestBuilder], Value]) -
         return [*nest.p[:dim], at, *nest.p[dim + 1 :]], checked.mask
 
     require_integers(index)
-    return Updates(index.shape, place, value)
-
-
-def lines(x: Ref, dim: int, index: Ref, source: Ref) -> Updates:
-    """Updates at x[.., index[p_dim], ..], as in index_reduce: index has one dimension."""
-
-    def place(nest: NestBuilder) -> tuple[Where, Value | None]:
-        checked = Checked(nest)
-        at = checked.coordinate(nest.load(index, (nest.p[dim],)), x.shape[dim])
-        return [*nest.p[:dim], at, *nest.p[dim + 1 :]], checked.mask
-
-    require_integers(index)
-    return Updates(source.shape, place, lambda nest: nest.load(source, nest.p))
+    if not isinstance(source, Ref):
+        return Updates(index.shape, place, lambda nest: nest.const(source, x.dtype))
+    values = at_least_1d(source)
+    return Updates(index.shape, place, lambda nest: nest.load(values, nest.p))
 
 
 def advanced(plan: IndexPlan, values: Ref, mask: Ref | None = None) -> Updates:
@@ -121,7 +114,7 @@ def overwritten(ctx: Context, x: Ref, updates: Updates) -> Ref:
     """A copy of x with the updates; of several to one place any wins."""
     refuse_where_deterministic("writes that may meet at one place")
     out = at_least_1d(result := ctx.result())
-    copied(ctx, x, out, lambda nest, v: v)
+    copied(ctx, at_least_1d(x), out, lambda nest, v: v)
     updates.apply(ctx, out, AccessMode.OVERWRITE, lambda nest, v: nest.cast(v, out.dtype))
     return result
 
@@ -143,7 +136,7 @@ def accumulated(ctx: Context, result: Ref, add: Callable[[Ref], None], x: Ref | 
         with ctx.nest(total.shape) as nest:
             nest.store(total, nest.p, nest.const(0, wide))
     else:
-        copied(ctx, x, total, lambda nest, v: nest.cast(v, wide))
+        copied(ctx, at_least_1d(x), total, lambda nest, v: nest.cast(v, wide))
     add(total)
     if total is not out:
         copied(ctx, total, out, lambda nest, v: v)
@@ -176,7 +169,7 @@ def reduced(ctx: Context, x: Ref, updates: Updates, op: str, include_self: bool)
         raise NotLowered(f"a scatter that reduces by {op}")
     if x.dtype is torch.bool:
         raise NotLowered("a scatter that reduces bools")
-    result = ctx.result()
+    result, x = ctx.result(), at_least_1d(x)
     out = at_least_1d(result)
     wide = sum_dtype(x.dtype) if op in ("sum", "mean") else _ordered_dtype(x.dtype)
     into = "sum" if op == "mean" else op
@@ -258,16 +251,7 @@ def _scatter(ctx: Context, x: Ref, dim: int, index: Ref, source: Ref | Number) -
         raise NotLowered("a scatter that converts its source")
     if x.ndim and index.shape == (*x.shape[: dim % x.ndim], 1, *x.shape[dim % x.ndim + 1 :]):
         return _one_a_line(ctx, x, dim % x.ndim, index, source)
-    x, index = at_least_1d(x), at_least_1d(index)
-    return overwritten(ctx, x, along(x, dim % x.ndim, index, source_value(source, x.dtype)))
-
-
-def source_value(source: Ref | Number, dtype: torch.dtype) -> Callable[[NestBuilder], Value]:
-    if isinstance(source, Ref):
-        at = at_least_1d(source)
-        return lambda nest: nest.load(at, nest.p)
-    number = source
-    return lambda nest: nest.const(number, dtype)
+    return overwritten(ctx, x, along(x, dim, index, source))
 
 
 @lowering(aten.scatter.value)
@@ -284,14 +268,12 @@ def scatter_source(ctx: Context, x: Ref, dim: int, index: Ref, src: Ref) -> Ref:
 def scatter_combine(ctx: Context, x: Ref, dim: int, index: Ref, source: Ref | Number, *, reduce: str) -> Ref:
     if reduce != "add":
         raise NotLowered(f"a scatter with reduce={reduce!r}")
-    x, index = at_least_1d(x), at_least_1d(index)
-    return summed(ctx, x, along(x, dim % x.ndim, index, source_value(source, x.dtype)))
+    return summed(ctx, x, along(x, dim, index, source))
 
 
 @lowering(aten.scatter_add.default)
 def scatter_add(ctx: Context, x: Ref, dim: int, index: Ref, src: Ref) -> Ref:
-    x, index = at_least_1d(x), at_least_1d(index)
-    return summed(ctx, x, along(x, dim % x.ndim, index, source_value(src, x.dtype)))
+    return summed(ctx, x, along(x, dim, index, src))
 
 
 _REDUCE_NAMES = {"amax": "max", "amin": "min"}
@@ -301,18 +283,16 @@ _REDUCE_NAMES = {"amax": "max", "amin": "min"}
 def scatter_reduce(
     ctx: Context, x: Ref, dim: int, index: Ref, src: Ref, reduce: str, *, include_self: bool = True
 ) -> Ref:
-    x, index = at_least_1d(x), at_least_1d(index)
-    updates = along(x, dim % x.ndim, index, source_value(src, x.dtype))
-    return reduced(ctx, x, updates, _REDUCE_NAMES.get(reduce, reduce), include_self)
+    return reduced(ctx, x, along(x, dim, index, src), _REDUCE_NAMES.get(reduce, reduce), include_self)
 
 
 @lowering(aten.index_reduce.default)
 def index_reduce(
     ctx: Context, x: Ref, dim: int, index: Ref, source: Ref, reduce: str, *, include_self: bool = True
 ) -> Ref:
-    x, source = at_least_1d(x), at_least_1d(source)
-    updates = lines(x, dim % x.ndim, at_least_1d(index), source)
-    return reduced(ctx, x, updates, _REDUCE_NAMES.get(reduce, reduce), include_self)
+    source = at_least_1d(source)
+    across = at_least_1d(index).view(source.shape, lambda c: (c[dim],))  # the same along all other dimensions
+    return reduced(ctx, x, along(x, dim, across, source), _REDUCE_NAMES.get(reduce, reduce), include_self)
 
 
 # -- lines ----------------------------------------------------------------------------------------
@@ -447,12 +427,12 @@ def put(ctx: Context, x: Ref, index: Ref, source: Ref, accumulate: bool = False)
     require_integers(index)
     if source.dtype is not x.dtype:
         raise NotLowered("a put that converts its source")
-    x, source = at_least_1d(x), source.reshape(index.shape)
+    shape, source = at_least_1d(x).shape, source.reshape(index.shape)
 
     def place(nest: NestBuilder) -> tuple[Where, Value | None]:
         checked = Checked(nest)
-        at = checked.coordinate(nest.load(index, nest.p), product(x.shape), wrap=True)
-        return delinearize(at, x.shape), checked.mask
+        at = checked.coordinate(nest.load(index, nest.p), product(shape), wrap=True)
+        return delinearize(at, shape), checked.mask
 
     updates = Updates(index.shape, place, lambda nest: nest.load(source, nest.p))
     return summed(ctx, x, updates) if accumulate else overwritten(ctx, x, updates)

@@ -19,7 +19,7 @@ from fusec.lowering.context import Context
 from fusec.lowering.positions import IndexPlan, at_least_1d
 from fusec.lowering.ref import Ref, contiguous_strides
 from fusec.lowering.registry import NotLowered, lowering
-from fusec.lowering.scatter import Updates, advanced, along, refuse_where_deterministic, source_value, sum_dtype
+from fusec.lowering.scatter import Updates, advanced, along, refuse_where_deterministic, sum_dtype
 
 aten = torch.ops.aten
 
@@ -81,8 +81,7 @@ def _scattered_along(ctx: Context, target: Ref, dim: int, index: Ref, source: Re
     _require_writable(ctx, target, *((source,) if isinstance(source, Ref) else ()))
     if isinstance(source, Ref):
         source = _apart_from(ctx, target, source)
-    lines, value = at_least_1d(target), source_value(source, target.dtype)
-    _scattered(ctx, lines, along(lines, dim % lines.ndim, at_least_1d(index), value), accumulate)
+    _scattered(ctx, at_least_1d(target), along(target, dim, index, source), accumulate)
     return target
 
 
