@@ -13,15 +13,16 @@ padding "border" clamps a position into the image, "reflection" mirrors it at th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 
 from fusec.ir.index import Expr
 from fusec.lowering.builder import NestBuilder, Value, compute_dtype
 from fusec.lowering.context import Context, static
-from fusec.lowering.interpolate import cubic_weights
+from fusec.lowering.interpolate import cubic_weights, weighed
 from fusec.lowering.reduction import require_floating
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import NotLowered, lowering
@@ -34,10 +35,9 @@ _ZEROS, _BORDER, _REFLECTION = range(3)
 
 @dataclass(frozen=True, slots=True)
 class _Tap:
-    """A neighbour along one dimension: its coordinate, weight (None: 1), and whether it is in the image."""
+    """A neighbour along one dimension: its coordinate, and whether it is in the image."""
 
     at: Expr
-    weight: Value | None
     inside: Value
 
 
@@ -74,22 +74,24 @@ class _Dimension:
         even = nest.op("fmod", flips, 2.0).eq(0.0)
         return nest.where(even, extra + low, span - extra + low)
 
-    def tap(self, nest: NestBuilder, element: Value, weight: Value | None = None) -> _Tap:
+    def tap(self, nest: NestBuilder, element: Value) -> _Tap:
         """The neighbour at a whole position; outside the image its coordinate is not used."""
         inside = (element >= 0.0) & (element <= self.size - 1.0)
-        return _Tap(nest.as_index(nest.cast(element, torch.int64), self.size), weight, inside)
+        return _Tap(nest.as_index(nest.cast(element, torch.int64), self.size), inside)
 
-    def taps(self, nest: NestBuilder, position: Value, mode: int) -> list[_Tap]:
+    def taps(self, nest: NestBuilder, position: Value, mode: int) -> list[tuple[_Tap, Value | None]]:
+        """The neighbours of a position and their weights (None: 1)."""
         if mode == _BICUBIC:
             base = nest.op("floor", position)
             weights = cubic_weights(position - base)
-            return [self.tap(nest, self.folded(nest, base + (k - 1.0)), w) for k, w in enumerate(weights)]
+            return [(self.tap(nest, self.folded(nest, base + (k - 1.0))), w) for k, w in enumerate(weights)]
         position = self.folded(nest, position)
         if mode == _NEAREST:
-            return [self.tap(nest, nest.op("round", position))]
+            return [(self.tap(nest, nest.op("round", position)), None)]
         base = nest.op("floor", position)
         t = position - base
-        return [self.tap(nest, base, 1.0 - t), self.tap(nest, base + 1.0, t)]
+        near = 1.0 - t
+        return [(self.tap(nest, base), near), (self.tap(nest, base + 1.0), t)]
 
 
 def _sampled(ctx: Context, x: Ref, grid: Ref, mode: int, padding: int, align: bool, n: int) -> Ref:
@@ -106,31 +108,13 @@ def _sampled(ctx: Context, x: Ref, grid: Ref, mode: int, padding: int, align: bo
         for d, dimension in enumerate(dimensions):
             value = nest.cast(nest.load(grid, (batch, *places, n - 1 - d)), dtype)
             taps.append(dimension.taps(nest, dimension.position(value), mode))
-        nest.store(out, nest.p, _weighed(nest, x, (batch, channel), taps, [], dtype))
+
+        def load(chosen: tuple[_Tap, ...]) -> Value:
+            mask = reduce(operator.and_, (tap.inside for tap in chosen))
+            return nest.cast(nest.load(x, (batch, channel, *(tap.at for tap in chosen)), mask), dtype)
+
+        nest.store(out, nest.p, weighed(taps, load))
     return out
-
-
-def _weighed(
-    nest: NestBuilder,
-    x: Ref,
-    lead: tuple[Expr, ...],
-    taps: Sequence[Sequence[_Tap]],
-    chosen: list[_Tap],
-    dtype: torch.dtype,
-) -> Value:
-    """Sum over the neighbours of the dimensions that are left of weight * element."""
-    if not taps:
-        mask = chosen[0].inside
-        for tap in chosen[1:]:
-            mask = mask & tap.inside
-        return nest.cast(nest.load(x, (*lead, *(t.at for t in chosen)), mask), dtype)
-    total: Value | None = None
-    for tap in taps[0]:
-        term = _weighed(nest, x, lead, taps[1:], [*chosen, tap], dtype)
-        term = term if tap.weight is None else term * tap.weight
-        total = term if total is None else total + term
-    assert total is not None
-    return total
 
 
 @lowering(aten.grid_sampler_2d.default)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -36,6 +37,7 @@ aten = torch.ops.aten
 
 A = -0.75
 
+Place = TypeVar("Place")  # what says where a neighbour is
 Taps = list[tuple[Expr, Value]]  # coordinate and weight of each neighbour
 
 
@@ -98,13 +100,21 @@ def cubic_weights(t: Value) -> list[Value]:
     return [far(t + 1.0), near(t), near(1.0 - t), far(2.0 - t)]
 
 
-def weighed(taps: Sequence[Taps], load: Callable[[tuple[Expr, ...]], Value], where: tuple[Expr, ...] = ()) -> Value:
-    """Sum of weight * load over all combinations of the dimensions' neighbours, innermost dimension first."""
+def weighed(
+    taps: Sequence[Sequence[tuple[Place, Value | None]]],
+    load: Callable[[tuple[Place, ...]], Value],
+    where: tuple[Place, ...] = (),
+) -> Value:
+    """Sum of weight * load over all combinations of the dimensions' neighbours, innermost dimension first.
+
+    A weight of None is 1.
+    """
     if not taps:
         return load(where)
     total: Value | None = None
     for at, weight in taps[0]:
-        term = weighed(taps[1:], load, (*where, at)) * weight
+        term = weighed(taps[1:], load, (*where, at))
+        term = term if weight is None else term * weight
         total = term if total is None else total + term
     assert total is not None
     return total
