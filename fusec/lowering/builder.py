@@ -204,12 +204,9 @@ class NestBuilder:
         """`load`, then `cast` to the dtype that kernels compute in (float32 for float16 and bfloat16)."""
         return self.cast(self.load(ref, where, mask, other), compute_dtype(ref.dtype))
 
-    def as_index(self, value: Value, extent: IndexLike, *, wrap: bool = False) -> Expr:
-        """An integer value as an index expression, known to lie in [0, extent). wrap: -1 means the last."""
+    def as_index(self, value: Value, extent: IndexLike) -> Expr:
+        """An integer value as an index expression, known to lie in [0, extent)."""
         value = self.cast(value, torch.int64)
-        if wrap:
-            size = self.index(extent)
-            value = self.where(value < 0, value + size, value)
         top = as_int(extent)
         return as_expr_of(value, extent - 1 if top is None else max(top - 1, 0))
 
@@ -262,21 +259,12 @@ class NestBuilder:
     ) -> Value:
         """Reduce over the reduced axes (all of them unless `axes` says). argmax and argmin take a position."""
         assert OPS[name].kind is OpKind.REDUCTION, f"{name} is not a reduction"
-        check_dtype(value.dtype)
-        names = tuple(a.name for a in (self.reduced if axes is None else axes))
-        args = (value.name,) if position is None else (value.name, position.name)
-        assert len(args) == OPS[name].arity, f"{name} takes {OPS[name].arity} operands, got {len(args)}"
-        dtype = torch.int64 if OPS[name].result is Result.INDEX else value.dtype
-        return self._line(name, args, dtype, attrs=(("axes", names),))
+        return self._over(self.reduced if axes is None else axes, name, value, position)
 
     def scan(self, name: str, value: Value, position: Value | None = None) -> Value:
         """Run along the reduced axes, which stay. cumargmax and cumargmin take a position."""
         assert OPS[name].kind is OpKind.SCAN, f"{name} is not a scan"
-        check_dtype(value.dtype)
-        args = (value.name,) if position is None else (value.name, position.name)
-        assert len(args) == OPS[name].arity, f"{name} takes {OPS[name].arity} operands, got {len(args)}"
-        dtype = torch.int64 if OPS[name].result is Result.INDEX else value.dtype
-        return self._line(name, args, dtype, attrs=(("axes", tuple(a.name for a in self.reduced)),))
+        return self._over(self.reduced, name, value, position)
 
     def store(
         self,
@@ -319,6 +307,13 @@ class NestBuilder:
         self._known[key] = value
         self._body.append(Instr(value.name, op, args, dtype, access, attrs, self.origin))
         return value
+
+    def _over(self, axes: Sequence[Axis], name: str, value: Value, position: Value | None) -> Value:
+        check_dtype(value.dtype)
+        args = (value.name,) if position is None else (value.name, position.name)
+        assert len(args) == OPS[name].arity, f"{name} takes {OPS[name].arity} operands, got {len(args)}"
+        dtype = torch.int64 if OPS[name].result is Result.INDEX else value.dtype
+        return self._line(name, args, dtype, attrs=(("axes", tuple(a.name for a in axes)),))
 
     def _unified(self, name: str, operands: Sequence[Operand]) -> list[Value]:
         dtypes = {o.dtype for o in operands if isinstance(o, Value)}
