@@ -68,24 +68,25 @@ def lower(
     calls: graph nodes that are to be library calls, by name, and why.
     """
     walk = _Walk(graph, config or Config(), calls or {})
-    guards = _guards(graph.graph_module.graph.nodes)
+    env = _shape_env(graph.graph_module.graph.nodes)
+    guards = 0 if env is None else len(env.guards)
     for node in graph.graph_module.graph.nodes:
         walk.visit(node)
-    if _guards(graph.graph_module.graph.nodes) != guards:
+    if env is not None and len(env.guards) != guards:
         raise LoweringError("lowering fixed a symbolic size")
     return renamed_sizes(walk.program(name))
 
 
-def _guards(nodes: Iterable[fx.Node]) -> int:
-    """How many guards the ShapeEnv of the graph's symbolic arguments holds; 0 without one."""
+def _shape_env(nodes: Iterable[fx.Node]) -> Any:
+    """The ShapeEnv of the graph's symbolic arguments; None without one."""
     for node in nodes:
         value = node.meta.get("val")
         numbers = (*value.shape, *value.stride()) if isinstance(value, torch.Tensor) else (value,)
         for number in numbers:
             env = getattr(number.node, "shape_env", None) if symbolic(number) else None
             if env is not None:
-                return len(env.guards)
-    return 0
+                return env
+    return None
 
 
 class _Walk:
@@ -179,7 +180,7 @@ class _Walk:
             return self._number(known)
         if torch.Tag.inplace_view in getattr(node.target, "tags", ()):
             raise self._error("the shape of a tensor changes in place")
-        self._protect_from_writes(node, self._lowered(node.args))
+        self._protect_from_writes(node)
         args, kwargs = self._lowered(node.args), self._lowered(node.kwargs)
         if is_bound(node.target):
             return self._bound(args, kwargs)
@@ -243,14 +244,14 @@ class _Walk:
         origin = self.context.origin
         return LoweringError(f"{origin.op}({arguments}) at {describe(origin)}: {reason}")
 
-    def _protect_from_writes(self, node: fx.Node, args: tuple[Any, ...]) -> None:
+    def _protect_from_writes(self, node: fx.Node) -> None:
         """Before an op writes its first argument, give memory to what is only an index into it and is read later.
 
         y = roll(x); x.copy_(z); return y   # y is an index expression over x: it must keep the old x
         """
         if not _writes(node.target):
             return
-        written = {a.buffer for a in args[:1] if isinstance(a, Ref)}
+        written = {a.buffer for a in self._lowered(node.args[:1]) if isinstance(a, Ref)}
         now = self.position[node]
         for other, value in list(self.env.items()):
             if not isinstance(value, Ref) or value.buffer not in written:
