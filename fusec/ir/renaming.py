@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from fusec.ir.analysis import map_exprs
 from fusec.ir.index import Expr, IndexLike, Sym, axis_symbol, size_symbol, substitute, symbols_of, value_symbol
 from fusec.ir.kernels import KernelPlan
 from fusec.ir.sizes import as_symbol, has_sizes, plain
@@ -87,21 +88,14 @@ class Renaming:
         return replace(node, args=self._value(node.args), kwargs=kwargs, defines=defines)
 
     def _instr(self, instr: Instr) -> Instr:
-        access = instr.access
-        if access is not None:
-            access = replace(access, index=self.index(access.index))
-        attrs = tuple((k, self.index(v) if isinstance(v, Expr) else v) for k, v in instr.attrs)
-        return replace(instr, access=access, attrs=attrs)
-
-    def index(self, expr: Expr) -> Expr:
-        """An expression over axes and values, whose bounds hold sizes too."""
+        """Index expressions are over axes and values too, whose bounds hold sizes."""
         mapping: dict[str, IndexLike] = dict(self.sizes)
-        for symbol in symbols_of(expr):
+        for symbol in {s for e in instr.index_exprs for s in symbols_of(e)}:
             if isinstance(symbol.hi, Expr) and has_sizes(symbol.hi):
                 top = substitute(symbol.hi, self.sizes)
                 axis = symbol.kind == "axis"
                 mapping[symbol.name] = axis_symbol(symbol.name, top + 1) if axis else value_symbol(symbol.name, top)
-        return substitute(expr, mapping)
+        return map_exprs(instr, mapping)
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, Expr):

@@ -56,7 +56,7 @@ def is_bound(target: Any) -> bool:
 
 def lower_bound(ctx: Context, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Keep the current node as a call; returns what the node's users see: the same tree with Refs for tensors."""
-    leaves, spec = pytree.tree_flatten((_plain(args), _plain(kwargs)), is_leaf=_is_ref)
+    leaves, spec = pytree.tree_flatten((_plain(args), _plain(kwargs)))
     given = frozenset(
         i for i, leaf in enumerate(leaves) if isinstance(leaf, Ref | int | float | Expr) and not isinstance(leaf, bool)
     )
@@ -84,10 +84,6 @@ def _result(ctx: Context, meta: Any) -> Ref | None:
         return None
     shape, strides = sizes(meta.shape), strides_of(meta)
     return ctx.buffer(op_hint(ctx.node), meta.dtype, shape, strides, str(meta.device), Role.TEMPORARY)
-
-
-def _is_ref(value: Any) -> bool:
-    return isinstance(value, Ref)
 
 
 def _plain(value: Any) -> Any:
