@@ -22,10 +22,14 @@ from fusec.kernels.philox import philox
 Function = Callable[..., Any]
 
 
+def _plain(value: Any) -> Any:
+    """A constexpr's value; anything else as it is."""
+    return value.value if isinstance(value, tl.constexpr) else value
+
+
 def _array(value: Any, like: Any = None) -> torch.Tensor:
     """The interpreter's tensor, or a Python number, as a PyTorch tensor sharing memory where it can."""
-    if isinstance(value, tl.constexpr):
-        value = value.value
+    value = _plain(value)
     if not isinstance(value, tl.tensor):
         return torch.tensor(value, dtype=None if like is None else _array(like).dtype)
     return torch.from_numpy(np.require(value.handle.data, requirements=["C", "W"]))
@@ -51,7 +55,7 @@ def _elementwise(function: Function) -> Function:
 
 def _reduction(function: Function) -> Function:
     def apply(x: Any, axis: Any = None) -> Any:
-        dim = axis.value if isinstance(axis, tl.constexpr) else axis
+        dim = _plain(axis)
         values = _array(x)
         result = function(values if dim is not None else values.reshape(1, -1), 1 if dim is None else dim)
         return _tensor(result.to(values.dtype), x.dtype.scalar, dim is None)
@@ -68,7 +72,7 @@ def _positions(better: Function) -> Function:
     extreme = torch.amax if better is torch.gt else torch.amin
 
     def apply(x: Any, position: Any, axis: Any = None) -> Any:
-        dim = axis.value if isinstance(axis, tl.constexpr) else axis
+        dim = _plain(axis)
         values, at = torch.broadcast_tensors(_array(x), _array(position))
         if dim is None:
             values, at = values.reshape(1, -1), at.reshape(1, -1)
@@ -94,7 +98,7 @@ def _exp_sum_step(m: Any, s: Any, x: Any) -> tuple[Any, Any]:
 
 def _exp_sum_of(m: Any, s: Any, axis: Any = None) -> Any:
     """The sum of exp(x - max x) from the points' maxima and sums."""
-    dim = axis.value if isinstance(axis, tl.constexpr) else axis
+    dim = _plain(axis)
     running, total = torch.broadcast_tensors(_array(m), _array(s))
     if dim is None:
         running, total = running.reshape(1, -1), total.reshape(1, -1)
@@ -105,7 +109,7 @@ def _exp_sum_of(m: Any, s: Any, axis: Any = None) -> Any:
 
 def _philox(seed: Any, index: Any, word: Any) -> Any:
     """32 random bits at every point, as int32."""
-    bits = philox(_array(seed), _array(index, seed), word.value if isinstance(word, tl.constexpr) else word)
+    bits = philox(_array(seed), _array(index, seed), _plain(word))
     scalar = not any(isinstance(o, tl.tensor) and o.type.is_block() for o in (seed, index))
     return _tensor(bits, tl.int32, scalar)
 
@@ -113,7 +117,7 @@ def _philox(seed: Any, index: Any, word: Any) -> Any:
 def _scan(function: Function) -> Function:
     def apply(x: Any, axis: Any) -> Any:
         values = _array(x)
-        return _tensor(function(values, axis.value if isinstance(axis, tl.constexpr) else axis), x.dtype.scalar, False)
+        return _tensor(function(values, _plain(axis)), x.dtype.scalar, False)
 
     return apply
 
@@ -122,7 +126,7 @@ def _scan_of_pairs(scan: Function) -> Function:
     """Running extremes, and the latest positions that hold them."""
 
     def apply(x: Any, position: Any, axis: Any) -> tuple[Any, Any]:
-        dim = axis.value if isinstance(axis, tl.constexpr) else axis
+        dim = _plain(axis)
         values, at = torch.broadcast_tensors(_array(x), _array(position))
         extremes, indices = scan(values, dim)
         found = at.gather(dim, indices)
