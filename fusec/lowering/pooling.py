@@ -133,13 +133,9 @@ def fixed_windows(
     return tuple(_fixed(*g) for g in geometry), strides
 
 
-def adaptive_window(size: IndexLike, out: IndexLike) -> Window:
-    """The windows of adaptive pooling along one dimension."""
-    return _adaptive(*_static((size, out)))
-
-
-def _adaptive(size: int, out: int) -> Window:
-    """Windows [floor(o*n/m), ceil((o+1)*n/m)): fixed ones when m divides n."""
+def adaptive_window(extent: IndexLike, outputs: IndexLike) -> Window:
+    """Windows [floor(o*n/m), ceil((o+1)*n/m)) along one dimension: fixed ones when m divides n."""
+    size, out = _static((extent, outputs))
     if out and size % out == 0:
         return _fixed(size, out, size // out, size // out, 0, 1)
 
@@ -213,8 +209,8 @@ class Pool:
 
     @classmethod
     def adaptive(cls, x: Ref, shape: Sequence[int], n: int) -> Pool:
-        sizes = zip(_static(x.shape[-n:]), shape[-n:], strict=True)
-        return cls(x, tuple(shape), tuple(_adaptive(size, out) for size, out in sizes))
+        sizes = zip(x.shape[-n:], shape[-n:], strict=True)
+        return cls(x, tuple(shape), tuple(adaptive_window(size, out) for size, out in sizes))
 
     @property
     def taps(self) -> Taps:
