@@ -22,7 +22,7 @@ from fusec.config import Config
 from fusec.ir.evaluate import evaluate_program, evaluate_schedule
 from fusec.ir.kernels import Schedule
 from fusec.ir.printer import format_program
-from fusec.ir.types import Extern, Program
+from fusec.ir.types import AccessMode, Extern, LoopNest, Program
 from fusec.ir.verify import verify_program, verify_schedule
 from fusec.lowering import lower
 from fusec.schedule import schedule, simplify
@@ -72,6 +72,11 @@ def lower_function(fn: Callable[..., Any], *inputs: torch.Tensor, decompose: boo
 
 def externs_of(program: Program) -> list[Extern]:
     return [n for n in program.nodes if isinstance(n, Extern)]
+
+
+def store_modes(program: Program) -> set[AccessMode]:
+    """How the nests write: stores, overwrites, atomic updates."""
+    return {a.mode for n in program.nodes if isinstance(n, LoopNest) for a in n.stores}
 
 
 def assert_lowered_like_eager(

@@ -5,8 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fusec.ir.types import AccessMode, LoopNest
-from tests.lowering.differential import assert_kernels_like_eager, assert_lowered_like_eager, lower_function, make
+from fusec.ir.types import AccessMode
+from tests.lowering.differential import (
+    assert_kernels_like_eager,
+    assert_lowered_like_eager,
+    lower_function,
+    make,
+    store_modes,
+)
 
 aten = torch.ops.aten
 f32 = torch.float32
@@ -71,7 +77,7 @@ def test_only_crowded_maxima_are_scattered() -> None:
         y, at = aten.max_pool2d_with_indices(x, kernel, stride)
         backward = aten.max_pool2d_with_indices_backward
         program = lower_function(lambda g, x, i: backward(g, x, kernel, stride, [0, 0], [1, 1], False, i), y, x, at)
-        return {a.mode for n in program.nodes if isinstance(n, LoopNest) for a in n.stores}
+        return store_modes(program)
 
     assert modes([3, 3], [2, 2]) == {AccessMode.STORE}
     assert AccessMode.ATOMIC_ADD in modes([6, 6], [1, 1])

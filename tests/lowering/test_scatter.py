@@ -9,13 +9,14 @@ import torch
 
 from fusec.capture.decompositions import decomposition_table
 from fusec.ir.kernels import KernelPlan
-from fusec.ir.types import AccessMode, LoopNest
+from fusec.ir.types import AccessMode
 from tests.lowering.differential import (
     assert_kernels_like_eager,
     assert_lowered_like_eager,
     externs_of,
     lower_function,
     make,
+    store_modes,
 )
 from tests.lowering.test_indexing import ints
 
@@ -33,10 +34,6 @@ def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def modes(program: object) -> set[AccessMode]:
-    return {a.mode for n in program.nodes if isinstance(n, LoopNest) for a in n.stores}  # type: ignore[attr-defined]
-
-
 # -- scatter --------------------------------------------------------------------------------------
 
 
@@ -49,7 +46,7 @@ def test_one_element_a_line_is_a_comparison(dim: int) -> None:
     assert_lowered_like_eager(lambda x, i: x.scatter(dim, i, -1.5), x, index)
     assert_lowered_like_eager(lambda x, i, s: x.scatter(dim, i, s), x, index, source)
     assert_lowered_like_eager(lambda i: torch.zeros(4, 4, 4, dtype=torch.int64).scatter(dim, i, 1), index)
-    assert modes(lower_function(lambda x, i: x.scatter(dim, i, 1.0), x, index)) == {AccessMode.STORE}
+    assert store_modes(lower_function(lambda x, i: x.scatter(dim, i, 1.0), x, index)) == {AccessMode.STORE}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -122,7 +119,7 @@ def test_index_add_and_accumulation(dtype: torch.dtype, lines: int) -> None:
 def test_sums_into_few_lines_are_reductions() -> None:
     x, index, source = make((2, 64), torch.float32), ints((500,), 0, 2), make((500, 64), torch.float32)
     program = lower_function(lambda x, i, s: index_add(x, 0, i, s), x, index, source)
-    assert modes(program) == {AccessMode.STORE} and program.nodes[0].reductions
+    assert store_modes(program) == {AccessMode.STORE} and program.nodes[0].reductions
 
 
 def test_writes_of_lines() -> None:
