@@ -121,6 +121,9 @@ torch.library.register_fake(
     lib=_LIBRARY,
 )
 
+_UNIFORM, _NORMAL = torch.ops.fusec.random_uniform.default, torch.ops.fusec.random_normal.default
+_INTEGERS = torch.ops.fusec.random_integers.default
+
 
 # -- the graph ------------------------------------------------------------------------------------
 
@@ -159,22 +162,19 @@ def _insert_seeds(graph: Graph, draws: Sequence[tuple[Node, Any, Any]], device: 
 
 def _drawn(node: Node) -> tuple[Any, tuple[Any, ...]] | None:
     """(op, bounds) of a draw that a kernel can make; None for every other node."""
-    uniform, normal, integers = (
-        getattr(torch.ops.fusec, n).default for n in ("random_uniform", "random_normal", "random_integers")
-    )
     value = node.meta.get("val")
     if node.op != "call_function" or not isinstance(value, Tensor) or value.layout is not torch.strided:
         return None
     if node.target in (aten.rand.default, aten.rand_like.default):
-        return (uniform, ()) if value.dtype.is_floating_point else None
+        return (_UNIFORM, ()) if value.dtype.is_floating_point else None
     if node.target in (aten.randn.default, aten.randn_like.default):
-        return (normal, ()) if value.dtype.is_floating_point else None
+        return (_NORMAL, ()) if value.dtype.is_floating_point else None
     if node.target in (aten.randint.default, aten.randint_like.default):
         high = node.args[0 if node.target is aten.randint.default else 1]
-        return (integers, (0, high)) if _in_range(0, high) else None
+        return (_INTEGERS, (0, high)) if _in_range(0, high) else None
     if node.target in (aten.randint.low, aten.randint_like.low_dtype):
         low, high = node.args[:2] if node.target is aten.randint.low else node.args[1:3]
-        return (integers, (low, high)) if _in_range(low, high) else None
+        return (_INTEGERS, (low, high)) if _in_range(low, high) else None
     return None
 
 
@@ -220,14 +220,17 @@ def _memory_order(value: Tensor) -> list[int]:
 # -- distributions --------------------------------------------------------------------------------
 
 
+def _computed_in(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype is torch.float64 else torch.float32
+
+
 def _uniform_like(x: Tensor) -> Tensor:
     """[0, 1) in the dtype that x is computed in."""
-    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-    return torch.rand_like(x, dtype=dtype)
+    return torch.rand_like(x, dtype=_computed_in(x))
 
 
 def _normal_like(x: Tensor) -> Tensor:
-    return torch.randn_like(x, dtype=torch.float64 if x.dtype is torch.float64 else torch.float32)
+    return torch.randn_like(x, dtype=_computed_in(x))
 
 
 def _native_dropout(x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
@@ -249,7 +252,7 @@ def _bernoulli_p(x: Tensor, p: float = 0.5) -> Tensor:
 
 
 def _bernoulli_tensor(x: Tensor, p: Tensor) -> Tensor:
-    return (torch.rand_like(x, dtype=torch.float64 if p.dtype is torch.float64 else torch.float32) < p).to(x.dtype)
+    return (torch.rand_like(x, dtype=_computed_in(p)) < p).to(x.dtype)
 
 
 def _uniform_between(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
