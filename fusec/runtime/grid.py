@@ -33,8 +33,7 @@ def block_values(source: KernelSource, tile: Tile) -> dict[str, int]:
 
 def launch_grid(source: KernelSource, tile: Tile, sizes: Sequence[int]) -> tuple[int, ...]:
     """Program instances along each grid axis; 0 where there is nothing to do."""
-    names = [p.size for p in source.params if p.kind == "size"]
-    values = dict(zip(names, sizes, strict=True))
+    values = _size_values(source, sizes)
     blocks = block_values(source, tile)
 
     def programs(grid: Grid) -> tuple[int, ...]:
@@ -47,7 +46,7 @@ def launch_grid(source: KernelSource, tile: Tile, sizes: Sequence[int]) -> tuple
 
 def interpreter_tile(source: KernelSource, sizes: Sequence[int]) -> Tile:
     """Blocks for one interpreted launch: symbolic extents are covered whole, as far as INTERPRETER_POINTS go."""
-    values = dict(zip((p.size for p in source.params if p.kind == "size"), sizes, strict=True))
+    values = _size_values(source, sizes)
     blocks = dict(source.interpreter_tile.blocks)
     symbolic = [(name, _extent(e, values)) for name, e in source.extents if as_int(e) is None]
     room = INTERPRETER_POINTS // prod(blocks[name] for name, e in source.extents if as_int(e) is not None)
@@ -55,6 +54,10 @@ def interpreter_tile(source: KernelSource, sizes: Sequence[int]) -> Tile:
         blocks[name] = max(min(room, 1 << max(extent - 1, 0).bit_length()), 1)
         room //= blocks[name]
     return replace(source.interpreter_tile, blocks=tuple(blocks.items()))
+
+
+def _size_values(source: KernelSource, sizes: Sequence[int]) -> dict[str, int]:
+    return dict(zip((p.size for p in source.params if p.kind == "size"), sizes, strict=True))
 
 
 def _extent(extent: IndexLike, values: dict[str, int]) -> int:
