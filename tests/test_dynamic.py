@@ -15,15 +15,8 @@ from torch import Tensor, nn
 
 import fusec
 
+pytestmark = pytest.mark.usefixtures("clean")
 LENGTHS = (2, 17, 1000, 1023, 1024, *range(3, 993, 22))
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    fusec.reset()
-    torch.manual_seed(0)
-    yield
-    fusec.reset()
 
 
 class Block(nn.Module):

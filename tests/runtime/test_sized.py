@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -15,14 +13,8 @@ from fusec.errors import VerificationError
 from fusec.pipeline import CompiledGraph, Stats, compile_graph
 from fusec.runtime.sized import SizedKernel, divisible
 
+pytestmark = pytest.mark.usefixtures("clean")
 FAR = 2**31 - 7  # elements between two rows: the third lies past what 32 bits reach
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    fusec.reset()
-    yield
-    fusec.reset()
 
 
 def compiled(fn: object, *args: Tensor, **options: object) -> tuple[object, CompiledGraph]:
