@@ -145,7 +145,10 @@ class Executable:
 
     def _checked(self, inputs: Sequence[Any]) -> list[Any]:
         if self._sizes is None:
-            return [x if check is None else check(x) for x, check in zip(inputs, self._checks, strict=True)]
+            return [
+                x if check is None else check.against(x, check.shape, check.strides)
+                for x, check in zip(inputs, self._checks, strict=True)
+            ]
         layouts = {i: (shape, strides) for i, shape, strides in self._sizes.layouts(self._sizes.values(inputs))}
         args: list[Any] = []
         for position, (x, check) in enumerate(zip(inputs, self._checks, strict=True)):
@@ -209,12 +212,11 @@ class InputCheck:
             None if None in strides else tuple(n for n in strides if n is not None),
         )
 
-    def __call__(self, tensor: Any) -> torch.Tensor:
-        """The tensor, or a copy with the strides and the alignment that were compiled for."""
-        return self.against(tensor, self.shape, self.strides)
-
     def against(self, tensor: Any, shape: tuple[int, ...] | None, strides: tuple[int, ...] | None) -> torch.Tensor:
-        """The same for a shape and strides that the sizes of this call give."""
+        """The tensor, or a copy with the strides and the alignment that were compiled for.
+
+        shape, strides: the check's own, or those that the sizes of this call give.
+        """
         if (
             tensor.__class__ in _PLAIN
             and tensor.stride() == strides
