@@ -116,6 +116,7 @@ class Executable:
             raise BuildError(f"{schedule.name}: the wrapper text defines no call(args, rt)")
         self._call: Callable[[list[Any], Runtime], Any] = namespace["call"]
         self._checks = tuple(InputCheck.of(i, schedule.table[n]) if n else None for i, n in enumerate(schedule.inputs))
+        self._layouts = [(None, None) if check is None else (check.shape, check.strides) for check in self._checks]
         sizes = CallSizes(schedule)
         self._sizes = sizes if sizes.symbolic or schedule.numbers else None
         self.graph_reason, self._run = self._choose_run(config)
@@ -144,18 +145,15 @@ class Executable:
         return outputs
 
     def _checked(self, inputs: Sequence[Any]) -> list[Any]:
-        if self._sizes is None:
-            return [
-                x if check is None else check.against(x, check.shape, check.strides)
-                for x, check in zip(inputs, self._checks, strict=True)
-            ]
-        layouts = {i: (shape, strides) for i, shape, strides in self._sizes.layouts(self._sizes.values(inputs))}
-        args: list[Any] = []
-        for position, (x, check) in enumerate(zip(inputs, self._checks, strict=True)):
-            if check is not None:
-                x = check.against(x, *layouts.get(position, (check.shape, check.strides)))
-            args.append(x)
-        return args
+        layouts = self._layouts
+        if self._sizes is not None:
+            layouts = list(layouts)
+            for position, shape, strides in self._sizes.layouts(self._sizes.values(inputs)):
+                layouts[position] = shape, strides
+        return [
+            x if check is None else check.against(x, shape, strides)
+            for x, check, (shape, strides) in zip(inputs, self._checks, layouts, strict=True)
+        ]
 
     def _choose_run(self, config: Config) -> tuple[str | None, Callable[[Sequence[Any]], list[Any]]]:
         """How calls run: as they are, or replayed as a CUDA graph; and why not replayed where that was asked for."""
