@@ -198,6 +198,10 @@ class Emitter:
         shape = ", ".join("1" for _ in self.dims)
         return Operand(Text(f"tl.full([{shape}], {operand.text.text}, {dtype_text(operand.dtype)})"), operand.dtype)
 
+    def _tensor(self, operand: Operand) -> Text:
+        """The text of an operand; a literal as a tensor of its dtype."""
+        return self._full(operand).text if operand.is_literal else operand.text
+
     def _pointwise(self, instr: Instr) -> None:
         narrow = self._takes_narrow(instr)
         operands = [self._operand(a, narrow=narrow) for a in instr.args]
@@ -309,8 +313,7 @@ class Emitter:
     def _check(self, instr: Instr) -> None:
         """An assertion, over the lanes within the tile; the value goes on as it is."""
         condition, value = instr.args
-        operand = self._operand(condition)
-        text = self._full(operand).text if operand.is_literal else operand.text
+        text = self._tensor(self._operand(condition))
         masked = frozenset(d for d in self.analysis.varying[condition] if self.by_name[d].mask is not None)
         mask = f", mask={self.addresses.mask(masked)}" if masked else ""
         self.section.lines.append(f'tl.device_assert({text.text}, "index out of range"{mask})')
@@ -352,7 +355,8 @@ class Emitter:
             return
         (name,) = along
         dim = self.by_name[name]
-        tiles = self._short(instr, [self._over(a, o, dim) for a, o in zip(instr.args, operands, strict=True)])
+        full = [self._over(a, self._tensor(o), dim) for a, o in zip(instr.args, operands, strict=True)]
+        tiles = self._short(instr, full)
         if dim.kind is not DimKind.LOOP:
             self._result(instr, Value(scan_call(instr, tiles, dim), instr.dtype, MAX_OPS))
             return
@@ -362,15 +366,12 @@ class Emitter:
         self.section.lines += continued(instr, names, carry, tiles, dim, dtype)
         self._set(instr, Value(Text(result), instr.dtype))
 
-    def _over(self, name: str, operand: Operand, dim: Dim) -> Text:
-        """An operand as a tile over the whole of a dimension, also where it does not vary along it."""
-        text = self._full(operand).text if operand.is_literal else operand.text
+    def _over(self, name: str, text: Text, dim: Dim) -> Text:
+        """The text of a value as a tile over the whole of a dimension, also where it does not vary along it."""
         spread = self.analysis.varying[name]
-        return (
-            text
-            if dim.name in spread
-            else call("tl.broadcast_to", text.text, self.addresses.shape(spread | {dim.name}))
-        )
+        if dim.name in spread:
+            return text
+        return call("tl.broadcast_to", text.text, self.addresses.shape(spread | {dim.name}))
 
     def _short(self, instr: Instr, tiles: list[Text]) -> list[Text]:
         """Operands of a reduction on lines of their own, when together they are too long for one."""
@@ -400,10 +401,8 @@ class Emitter:
                 if operand.is_literal:
                     fill = self._full(Operand(fill, wide)).text
                 text = Text(f"tl.where({self.addresses.mask(frozenset({dim.name}))}, {fill.text}, {neutral.text})")
-            elif dim.name not in self.analysis.varying[name] and dim.kind is not DimKind.LOOP:
-                text = Text(
-                    f"tl.broadcast_to({text.text}, {self.addresses.shape(self.analysis.varying[name] | {dim.name})})"
-                )
+            elif dim.kind is not DimKind.LOOP:
+                text = self._over(name, text, dim)
             result.append(text)
         return result
 
