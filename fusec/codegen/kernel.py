@@ -183,11 +183,8 @@ def _params(
 ) -> tuple[Param, ...]:
     """Pointers in the plan's order, then sizes, then the blocks that the text or the grid uses."""
     result = [Param(pointers[b.name], "pointer", b.name, table[b.name].dtype) for b in plan.buffers]
-    if widths is Widths.AS_KNOWN:
-        result += [Param(text, "size") for _, text in sorted(sizes.items())]
-    else:
-        dtype = torch.int64 if widths is Widths.WIDE else torch.int32
-        result += [Param(text, "size", None, dtype, False, name) for name, text in sorted(sizes.items())]
+    dtype = torch.int64 if widths is Widths.WIDE else torch.int32
+    result += [Param(text, "size", None, dtype, False, name) for name, text in sorted(sizes.items())]
     joined = "\n".join(body)
     result += [Param(d.block, "block") for d in tiling.dims if d.block in joined or d.program is not None]
     return tuple(result)
