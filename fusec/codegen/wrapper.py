@@ -87,10 +87,10 @@ class _Wrapper:
     # -- buffers ----------------------------------------------------------------------------------
 
     def _unpack(self) -> None:
-        table = self.schedule.table
+        table, numbers = self.schedule.table, dict(self.schedule.numbers)
         targets: list[str] = []
         for position, name in enumerate(self.schedule.inputs):
-            number = as_symbol(dict(self.schedule.numbers).get(position, 0))
+            number = as_symbol(numbers.get(position, 0))
             hint = buffer_hint(table[name]) if name is not None else number or "size"
             variable = self.names.fresh(hint)
             targets.append(variable)
