@@ -40,13 +40,14 @@ def _op(instr: Instr, dtype: torch.dtype) -> str:
     return _BOOL.get(instr.op, instr.op) if dtype is torch.bool else instr.op
 
 
-def _axis(dim: Dim) -> tuple[str, ...]:
+def axis_argument(dim: Dim) -> tuple[str, ...]:
+    """The axis of a reduction along one dimension of a tile; () of a tile that has one."""
     return () if dim.rank == 1 else (str(dim.position),)
 
 
 def reduce_call(instr: Instr, operands: list[Text], dim: Dim, dtype: torch.dtype) -> Text:
     """The call that reduces one dimension of tiles; `dtype` is the operand's."""
-    result = call(f"device.{_op(instr, dtype)}", *(o.text for o in operands), *_axis(dim))
+    result = call(f"device.{_op(instr, dtype)}", *(o.text for o in operands), *axis_argument(dim))
     if instr.op in ("argmax", "argmin"):
         return result
     return convert(result, accumulator_dtype(instr.op, dtype), instr.dtype)
@@ -83,6 +84,6 @@ def combine(instr: Instr, names: list[str], operands: list[Text], dtype: torch.d
 def finish(instr: Instr, names: list[str], dim: Dim, dtype: torch.dtype) -> Text:
     """After the loop: reduce the accumulators themselves."""
     if instr.op == "exp_sum":
-        result = call("device.exp_sum_of", *names, *_axis(dim))
+        result = call("device.exp_sum_of", *names, *axis_argument(dim))
         return convert(result, accumulator_dtype(instr.op, dtype), instr.dtype)
     return reduce_call(instr, [Text(n) for n in names], dim, dtype)

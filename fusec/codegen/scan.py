@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 
+from fusec.codegen.reduce import axis_argument
 from fusec.codegen.text import ADD, MUL, Text, call, infix
 from fusec.codegen.tiles import Dim
 from fusec.codegen.triton import dtype_text, literal
@@ -40,7 +41,6 @@ def continued(
     """One block of a loop: `names` are its values (of a pair, extremes and positions), and the carry moves on."""
     axis = str(dim.position)
     end = f"{dim.variable} == {dim.variable}_start + {dim.block} - 1"
-    tail = f", {axis}" if dim.rank > 1 else ""
     if instr.op in _PAIRS:
         inner = ", ".join(o.text for o in operands)
         both = ", ".join(names)
@@ -58,6 +58,6 @@ def continued(
             joined = infix(Text(carry[0]), symbol, block, level)
         lines = [f"{names[0]} = {joined.text}"]
     for name, held, kind in zip(names, carry, (dtype, torch.int64), strict=False):
-        zero = literal(0, kind).text
-        lines.append(f"{held} = device.sum(tl.where({end}, {name}, {zero}){tail})")
+        last = call("tl.where", end, name, literal(0, kind).text)
+        lines.append(f"{held} = {call('device.sum', last.text, *axis_argument(dim)).text}")
     return lines
