@@ -27,6 +27,7 @@ from fusec.ir.types import Access, Attr, Axis, Instr
 
 __all__ = [
     "attr_key",
+    "computed_from",
     "eliminate_dead",
     "excused",
     "index_axes",
@@ -119,6 +120,20 @@ def eliminate_dead(instrs: Sequence[Instr]) -> tuple[Instr, ...]:
             kept.append(instr)
             needed.update(instr.value_operands)
     return tuple(reversed(kept))
+
+
+def computed_from(value: str, lines: Mapping[str, Instr]) -> list[Instr]:
+    """The lines a value is computed from, in order."""
+    order: dict[str, Instr] = {}
+    stack = [(value, False)]
+    while stack:
+        name, done = stack.pop()
+        if done:
+            order[name] = lines[name]
+        elif name not in order:
+            stack.append((name, True))
+            stack += [(operand, False) for operand in lines[name].value_operands]
+    return list(order.values())
 
 
 def map_exprs(instr: Instr, mapping: Mapping[str, IndexLike]) -> Instr:

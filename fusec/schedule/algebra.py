@@ -23,7 +23,7 @@ from functools import lru_cache
 
 import torch
 
-from fusec.ir.analysis import attr_key, eliminate_dead, instr_key, map_exprs, rename
+from fusec.ir.analysis import attr_key, computed_from, eliminate_dead, instr_key, map_exprs, rename
 from fusec.ir.index import Expr, IndexLike, Sym, as_expr, axis_symbol, bounds, symbols_of
 from fusec.ir.modes import real_tensors
 from fusec.ir.ops import OPS, Evaluate, OpKind
@@ -204,16 +204,10 @@ class Body:
         value = self.literal(name)
         return None if value is None else as_expr(int(value))
 
-    def varies(self, names: Sequence[str], axis: str) -> bool:
-        """True when one of the values depends on an axis."""
-        stack, seen = list(names), set(names)
-        while stack:
-            instr = self.defs[stack.pop()]
-            if any(s.name == axis for e in instr.index_exprs for s in symbols_of(e)):
-                return True
-            stack += [a for a in instr.value_operands if a not in seen]
-            seen.update(instr.value_operands)
-        return False
+    def varies(self, name: str, axis: str) -> bool:
+        """True when the value depends on an axis."""
+        exprs = (e for line in computed_from(name, self.defs) for e in line.index_exprs)
+        return any(s.name == axis for e in exprs for s in symbols_of(e))
 
     def emit(self, instr: Instr) -> str:
         """The name of a value equal to what `instr` computes; new lines only where nothing known is equal."""
@@ -486,7 +480,7 @@ def _one_hot_sum(body: Body, instr: Instr) -> Instr | None:
     sides = body.defs[condition].args if body.defs[condition].op == "eq" else ()
     here = axis_symbol(axis, body.extents[axis])
     target = next((b for a, b in (sides, sides[::-1]) if body.index(a) == here), None) if sides else None
-    if target is None or body.varies((target, entry), axis):
+    if target is None or body.varies(target, axis) or body.varies(entry, axis):
         return None
 
     def line(op: str, args: tuple[str, ...], dtype: torch.dtype, **attrs: Attr) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fusec.ir.analysis import index_axes, instr_axes, varying
+from fusec.ir.analysis import computed_from, index_axes, instr_axes, varying
 from fusec.ir.index import Expr, atom_expr, bounds, evaluate, substitute, symbols_of
 from fusec.ir.sizes import hint_of
 from fusec.ir.types import Axis, Buffer, Instr, LoopNest
@@ -138,7 +138,7 @@ def _nonlinear_axes(touch: _Touch, lines: Mapping[str, Instr]) -> frozenset[str]
         if len(monomial) != 1 or monomial[0].key != getattr(monomial[0], "name", None):
             found |= {s.name for atom in monomial for s in symbols_of(atom_expr(atom))}
     if touch.mask is not None:
-        for instr in _slice(touch.mask, lines):
+        for instr in computed_from(touch.mask, lines):
             found |= {s.name for e in instr.index_exprs for s in symbols_of(e)}
     return frozenset(found)
 
@@ -153,22 +153,8 @@ def _is_data(touch: _Touch, lines: Mapping[str, Instr]) -> bool:
 def _loads(value: str, lines: Mapping[str, Instr]) -> bool:
     return not all(
         i.op in _NUMPY or i.op in ("const", "index") or (i.op == "cast" and i.dtype in _NUMPY_DTYPES)
-        for i in _slice(value, lines)
+        for i in computed_from(value, lines)
     )
-
-
-def _slice(value: str, lines: Mapping[str, Instr]) -> list[Instr]:
-    """The lines a value is computed from, in order."""
-    order: dict[str, Instr] = {}
-    stack = [(value, False)]
-    while stack:
-        name, done = stack.pop()
-        if done:
-            order[name] = lines[name]
-        elif name not in order:
-            stack.append((name, True))
-            stack += [(operand, False) for operand in lines[name].value_operands]
-    return list(order.values())
 
 
 def _enumerate(touches: list[_Touch], extents: Mapping[str, int], lines: Mapping[str, Instr]) -> int:
@@ -235,7 +221,7 @@ _NUMPY: dict[str, Callable[..., Any]] = {
 
 
 def _evaluate_slice(value: str, lines: Mapping[str, Instr], env: dict[str, Any]) -> Points:
-    for instr in _slice(value, lines):
+    for instr in computed_from(value, lines):
         assert instr.out is not None
         if instr.op == "const":
             env[instr.out] = np.asarray(instr.attr("value"), dtype=_NUMPY_DTYPES.get(instr.dtype))
