@@ -11,6 +11,7 @@ Every line is run while the program is made, on the values it will have: what ea
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -314,14 +315,7 @@ def _takes_gradients(program: EffectsProgram) -> bool:
 
 
 def _mentions(text: str, name: str) -> bool:
-    position = text.find(name)
-    while position >= 0:
-        end = position + len(name)
-        before = text[position - 1] if position else " "
-        if not (end < len(text) and text[end].isdigit()) and not (before.isalnum() or before in "_."):
-            return True
-        position = text.find(name, position + 1)
-    return False
+    return re.search(rf"(?<![\w.]){name}(?!\d)", text) is not None
 
 
 def written(program: EffectsProgram) -> Sequence[str]:
