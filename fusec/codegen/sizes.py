@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fusec.ir.kernels import KernelPlan, KernelSource
-from fusec.ir.renaming import Renaming, renamed, sizes_in
+from fusec.ir.renaming import Renaming, renamed
+from fusec.ir.sizes import sizes_in
 
 __all__ = ["passing", "with_own_sizes"]
 

@@ -8,17 +8,17 @@ give equal text whatever torch called their sizes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from fusec.ir.analysis import map_exprs
 from fusec.ir.index import Expr, IndexLike, Sym, axis_symbol, size_symbol, substitute, symbols_of, value_symbol
 from fusec.ir.kernels import KernelPlan
-from fusec.ir.sizes import as_symbol, has_sizes, plain
+from fusec.ir.sizes import as_symbol, has_sizes, plain, sizes_in
 from fusec.ir.types import Axis, Buffer, Instr, LoopNest, Node, Program, Relation, TensorView, size_exprs
 
-__all__ = ["Renaming", "renamed", "renamed_sizes", "sizes_in"]
+__all__ = ["Renaming", "renamed", "renamed_sizes"]
 
 
 def renamed_sizes(program: Program) -> Program:
@@ -36,14 +36,6 @@ def renamed_sizes(program: Program) -> Program:
 
 def _extents(buffer: Buffer) -> tuple[IndexLike, ...]:
     return (*buffer.shape, *buffer.strides)
-
-
-def sizes_in(exprs: Iterable[IndexLike]) -> list[Sym]:
-    """Size symbols in order of first appearance."""
-    found: dict[Sym, None] = {}
-    for expr in exprs:
-        found.update(dict.fromkeys(sorted((s for s in symbols_of(expr) if s.kind == "size"), key=lambda s: s.name)))
-    return list(found)
 
 
 def renamed(symbol: Sym, name: str) -> Expr:

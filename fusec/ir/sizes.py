@@ -42,6 +42,7 @@ __all__ = [
     "plain",
     "size_names",
     "size_text",
+    "sizes_in",
     "solve_for_size",
     "solve_for_sizes",
 ]
@@ -57,12 +58,17 @@ def has_sizes(expr: IndexLike) -> bool:
     return any(s.kind == "size" or (isinstance(s.hi, Expr) and has_sizes(s.hi)) for s in symbols_of(expr))
 
 
-def size_names(exprs: Iterable[IndexLike]) -> tuple[str, ...]:
-    """Names of the size symbols in expressions, in order of first use."""
-    found: dict[str, None] = {}
+def sizes_in(exprs: Iterable[IndexLike]) -> list[Sym]:
+    """Size symbols in order of first appearance."""
+    found: dict[Sym, None] = {}
     for expr in exprs:
-        found.update(dict.fromkeys(sorted(s.name for s in symbols_of(expr) if s.kind == "size")))
-    return tuple(found)
+        found.update(dict.fromkeys(sorted((s for s in symbols_of(expr) if s.kind == "size"), key=lambda s: s.name)))
+    return list(found)
+
+
+def size_names(exprs: Iterable[IndexLike]) -> tuple[str, ...]:
+    """Names of the size symbols in expressions, in order of first appearance."""
+    return tuple(dict.fromkeys(s.name for s in sizes_in(exprs)))
 
 
 @lru_cache(maxsize=65536)

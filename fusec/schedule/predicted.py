@@ -15,9 +15,9 @@ from dataclasses import replace
 from functools import lru_cache
 from math import prod
 
-from fusec.ir.index import Expr, IndexLike, atom_expr, symbols_of
+from fusec.ir.index import Expr, IndexLike, atom_expr
 from fusec.ir.kernels import KernelPlan
-from fusec.ir.sizes import at_hints, has_sizes, hint_of
+from fusec.ir.sizes import at_hints, has_sizes, hint_of, sizes_in
 from fusec.ir.types import Axis, Buffer, Instr, LoopNest, size_exprs
 
 __all__ = [
@@ -81,4 +81,4 @@ def predicted_plan(plan: KernelPlan) -> KernelPlan:
 
 def size_hints(plan: KernelPlan) -> dict[str, int]:
     """The sizes that a kernel's lines hold, by name, at the first call."""
-    return {s.name: hint_of(atom_expr(s)) for e in plan.exprs for s in symbols_of(e) if s.kind == "size"}
+    return {s.name: hint_of(atom_expr(s)) for s in sizes_in(plan.exprs)}
