@@ -106,15 +106,11 @@ def _slices(nests: Sequence[LoopNest], table: Mapping[str, Buffer], device: Devi
 
 
 def _slices_beside(nests: Sequence[LoopNest], table: Mapping[str, Buffer], device: DeviceModel) -> int:
-    rows, columns = nests
-    return slices_beside(rows, columns, table, device)
-
-
-def slices_beside(rows: LoopNest, columns: LoopNest, table: Mapping[str, Buffer], device: DeviceModel) -> int:
     """How many slices to cut a reduction along columns into, so that it can share one read with one along rows.
 
     x.sum(1) and x.sum(0): each program then walks over its slice of rows, finishes every row and adds up the columns.
     """
+    rows, columns = nests
     across, along = reduced_axes(rows.body), reduced_axes(columns.body)
     if not across or not along or unit_axis(rows) not in across or unit_axis(columns) in along:
         return 1
