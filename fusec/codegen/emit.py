@@ -40,6 +40,9 @@ _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 # float32, int32 and int64 literals keep their type as arguments of a call; others would change the result's.
 _CALL_LITERALS = (torch.float32, torch.int32, torch.int64)
 
+# Device functions of these branch on the type of their first operand, which a literal does not have on a GPU.
+_TYPED_BY_FIRST = frozenset({"pow", "mod", "floordiv", "truncdiv"})
+
 
 @dataclass(slots=True)
 class Value:
@@ -288,7 +291,8 @@ class Emitter:
             if instr.op in ("shl", "shr"):
                 allowed = k == 1 and 0 <= int(operand.literal or 0) < operands[0].dtype.itemsize * 8
             else:
-                allowed = row.literals or operand.dtype in _CALL_LITERALS
+                untyped = k == 0 and instr.op in _TYPED_BY_FIRST
+                allowed = row.literals or (operand.dtype in _CALL_LITERALS and not untyped)
             if not (allowed and has_tensor and k in typed):
                 result[k] = self._full(operand)
                 has_tensor = True

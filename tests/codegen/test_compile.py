@@ -73,6 +73,23 @@ def test_every_op_compiles(dtype: torch.dtype) -> None:
     assert compiled(build, x=256).spills == 0
 
 
+@pytest.mark.parametrize("dtype", [f32, i64, torch.int32], ids=str)
+def test_a_number_may_be_either_operand(dtype: torch.dtype) -> None:
+    """op(x, 3) and op(3, x) of every binary op, in one kernel: a literal has no dtype that a device function can ask."""
+    build = Build(x=4096)
+    build.buffer("x", dtype, (4096,))
+    x, three = build.load("x", build.index(x0=1)), build.const(3, dtype)
+    for name, info in OPS.items():
+        missing = INT_ONLY | BITS if dtype.is_floating_point else FLOAT_ONLY
+        if info.kind is not OpKind.POINTWISE or info.arity != 2 or name in missing or name == "checked":
+            continue
+        for side, operands in (("left", (three, x)), ("right", (x, three))):
+            value = build.op(name, *operands)
+            build.buffer(f"{name}_{side}", build.dtypes[value], (4096,), Role.OUTPUT)
+            build.store(f"{name}_{side}", build.index(x0=1), value)
+    assert compiled(build, x=256).spills == 0
+
+
 def test_philox_compiles() -> None:
     build = Build(x=4096)
     build.buffer("seed", i64, (1,))
