@@ -11,8 +11,10 @@ import base64
 import functools
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -21,6 +23,8 @@ from triton.compiler import ASTSource
 from fusec.errors import BuildError
 from fusec.runtime.module import load_kernel
 from fusec.runtime.resources import Resources, access_width, memory_instructions, read_resources
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +136,18 @@ def compile_kernel(request: CompileRequest) -> Artifact:
         with tempfile.TemporaryDirectory(prefix="fusec-triton-") as private, triton.knobs.cache.scope():
             # Triton's own cache accepts damaged files, so it starts empty every time.
             triton.knobs.cache.dir = private
-            compiled = triton.compile(source, target=GPUTarget("cuda", request.arch, 32), options=options)
+            target = GPUTarget("cuda", request.arch, 32)
+            compiled = _on_its_own_stack(lambda: triton.compile(source, target=target, options=options))
             cubin: bytes = compiled.asm["cubin"]
     except Exception as error:
         raise BuildError(f"{request.name} does not compile for sm_{request.arch}: {_said(error)}") from error
     return _artifact(request, compiled.metadata, cubin, time.perf_counter() - started)
+
+
+def _on_its_own_stack(compute: Callable[[], T]) -> T:
+    """The compiler recurses into every branch of a kernel, and Python limits the depth together with the caller's."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(compute).result()
 
 
 def _artifact(request: CompileRequest, metadata: Any, cubin: bytes, seconds: float) -> Artifact:

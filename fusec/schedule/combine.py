@@ -31,7 +31,7 @@ from fusec.schedule.once import Once
 from fusec.schedule.traffic import traffic
 
 MAX_POINTERS = 480  # 8 bytes each, of the 4096 bytes that the arguments of a launch may take
-MAX_PARTS = 96  # one chain of branches, into which the compiler recurses
+MAX_PARTS = 160  # one chain of branches, into which the compiler recurses: Python's limit is near 190
 MAX_BODIES = 8  # distinct texts in one kernel
 LONG = 20e-6  # seconds: a launch saved is lost in a kernel that takes this long
 MEMORY_SLACK = 1 << 16  # bytes: the peak may rise by a few small temporaries

@@ -151,7 +151,7 @@ def test_parts_and_pointers_of_a_launch_are_bounded() -> None:
     steps = scheduled(foreach("exp", [16 * k for k in range(2, 302)]))
     plans = [s for s in steps.steps if isinstance(s, KernelPlan)]
     assert sum(len(p.leaves) for p in plans) == 300
-    assert len(plans) == 4 and all(len(p.leaves) <= MAX_PARTS for p in plans)
+    assert len(plans) == 2 and all(len(p.leaves) <= MAX_PARTS for p in plans)
     assert all(len(p.buffers) <= MAX_POINTERS for p in plans)
 
 
