@@ -4,8 +4,9 @@
 
 kernels, calls   launches of one step: generated kernels, and library calls
 bytes / minimum  unique bytes of every launch, summed (each with a perfect cache), over the step's inputs read once and
-                 its outputs written once; library calls count their operands; what a training step saves between its
-                 forward and its backward graph is no input and no output
+                 its outputs written once; an input written in place is an output too; library calls count their
+                 operands; what a training step saves between its forward and its backward graph is no input and no
+                 output
 avoidable        what kernels hand to each other through memory, and repeated reads of one buffer by several launches,
                  over what kernels must read from and leave for the outside given the same library calls; 0 is perfect
 requested        bytes asked for inside launches over unique ones: above 1 are second passes and broadcast reads
@@ -78,18 +79,24 @@ def count(schedule: Schedule) -> Counts:
     table_ = schedule.table
     plans = [s for s in schedule.steps if isinstance(s, KernelPlan)]
     calls = [s for s in schedule.steps if isinstance(s, Extern)]
-    returned = {o.buffer for o in schedule.outputs if isinstance(o, TensorView)}
     inputs = {name for name in schedule.inputs if name is not None}
+    left = {o.buffer for o in schedule.outputs if isinstance(o, TensorView)} - inputs | written_inputs(schedule)
     used = {b for step in schedule.steps for b in step.reads} & inputs
     return Counts(
         kernels=len(plans),
         calls=len(calls),
         kernel_bytes=sum(p.cost.bytes_read + p.cost.bytes_written for p in plans),
         call_bytes=sum(sum(extern_bytes(c, table_)) for c in calls),
-        minimum=sum(table_[b].nbytes for b in used | (returned - inputs)),
-        must=necessary(plans, calls, returned, table_),
+        minimum=sum(table_[b].nbytes for b in used) + sum(table_[b].nbytes for b in left),
+        must=necessary(plans, calls, left, table_),
         requested=sum(requested(leaf, table_) for p in plans for leaf in p.leaves),
     )
+
+
+def written_inputs(schedule: Schedule) -> set[str]:
+    """Inputs that the program changes in place."""
+    written = {b for s in schedule.steps for b in (s.writes if isinstance(s, KernelPlan) else s.mutates)}
+    return written.intersection(schedule.inputs)
 
 
 def requested(plan: KernelPlan, buffers: dict[str, Buffer]) -> int:
@@ -122,18 +129,20 @@ def necessary(
     plans: Sequence[KernelPlan], calls: Sequence[Extern], returned: Iterable[str], buffers: dict[str, Buffer]
 ) -> int:
     """Bytes that kernels must read from outside, once a buffer, and those they leave for the outside."""
-    made = {b for p in plans for b in p.writes}
     wanted = set(returned) | {b for c in calls for b in c.reads}
+    made: set[str] = set()  # an input that is written in place is read from outside before that
     reads: dict[str, int] = {}
     writes: dict[str, int] = {}
-    for plan in (leaf for p in plans for leaf in p.leaves):
-        moved = traffic(plan.body, plan.axes, buffers)
-        for buffer, elements in moved.read.items():
-            if buffer not in made:
-                reads[buffer] = max(reads.get(buffer, 0), elements * buffers[buffer].itemsize)
-        for buffer, elements in moved.written.items():
-            if buffer in wanted:
-                writes[buffer] = writes.get(buffer, 0) + elements * buffers[buffer].itemsize
+    for plan in plans:
+        for leaf in plan.leaves:
+            moved = traffic(leaf.body, leaf.axes, buffers)
+            for buffer, elements in moved.read.items():
+                if buffer not in made:
+                    reads[buffer] = max(reads.get(buffer, 0), elements * buffers[buffer].itemsize)
+            for buffer, elements in moved.written.items():
+                if buffer in wanted:
+                    writes[buffer] = writes.get(buffer, 0) + elements * buffers[buffer].itemsize
+        made.update(plan.writes)
     return sum(reads.values()) + sum(writes.values())
 
 
@@ -167,11 +176,12 @@ def least(graphs: Sequence[tuple[CapturedGraph, Schedule]]) -> int:
         inputs = {b: name for b, name in zip(schedule.inputs, graph.names, strict=True) if b is not None}
         last = len(schedule.outputs) - (saved if graph.kind == "forward" else 0)
         returned = {o.buffer for o in schedule.outputs[:last] if isinstance(o, TensorView)} - inputs.keys()
+        returned |= written_inputs(schedule)
         used = {b for s in schedule.steps for b in s.reads} | {
             o.buffer for o in schedule.outputs[last:] if isinstance(o, TensorView)
         }
         read = {b for b, name in inputs.items() if b in used and (graph.kind != "backward" or name.startswith(TANGENT))}
-        found += sum(buffers[b].nbytes for b in read | returned)
+        found += sum(buffers[b].nbytes for b in read) + sum(buffers[b].nbytes for b in returned)
     return found
 
 
