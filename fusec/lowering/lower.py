@@ -97,6 +97,7 @@ class _Walk:
         nodes = list(graph.graph_module.graph.nodes)
         self.context = Context(config, _device(nodes), nodes[0], Origin("", ""))
         self.env: dict[fx.Node, Any] = {}
+        self.over: dict[str, list[fx.Node]] = {}  # nodes that are, or were once, an index into a buffer
         self.inputs: list[str | None] = []
         self.numbers: list[tuple[int, IndexLike]] = []  # arguments that are symbolic numbers
         self.outputs: tuple[Output, ...] = ()
@@ -108,9 +109,9 @@ class _Walk:
         ctx.node, ctx.origin = node, origin_of(node)
         before = len(ctx.made)
         if node.op == "placeholder":
-            self.env[node] = self._placeholder(node)
+            self._bind(node, self._placeholder(node))
         elif node.op == "get_attr":
-            self.env[node] = self._constant(node)
+            self._bind(node, self._constant(node))
         elif node.op == "output":
             try:
                 self.outputs = self._outputs(node)
@@ -118,11 +119,16 @@ class _Walk:
                 raise self._error(f"the output cannot be copied: {error}") from error
         elif node.target is operator.getitem:
             container, index = self._lowered(node.args)
-            self.env[node] = container[index]
+            self._bind(node, container[index])
         else:
-            self.env[node] = self._call(node)
+            self._bind(node, self._call(node))
         for name in ctx.made[before:]:
             self.maker[name] = node
+
+    def _bind(self, node: fx.Node, value: Any) -> None:
+        self.env[node] = value
+        if isinstance(value, Ref):
+            self.over.setdefault(value.buffer, []).append(node)
 
     # -- leaves -----------------------------------------------------------------------------------
 
@@ -253,11 +259,11 @@ class _Walk:
             return
         written = {a.buffer for a in self._lowered(node.args[:1]) if isinstance(a, Ref)}
         now = self.position[node]
-        for other, value in list(self.env.items()):
-            if not isinstance(value, Ref) or value.buffer not in written:
-                continue
-            if any(self.position[user] > now for user in other.users):
-                self._give_memory(other)
+        for buffer in written:
+            for other in sorted(set(self.over[buffer]), key=self.position.__getitem__):
+                is_index = self.env[other].buffer == buffer  # a node may have got memory since
+                if is_index and any(self.position[user] > now for user in other.users):
+                    self._give_memory(other)
         self.context.node, self.context.origin = node, origin_of(node)
 
     # -- outputs ----------------------------------------------------------------------------------
@@ -306,7 +312,7 @@ class _Walk:
         ctx.node, ctx.origin = source, origin_of(source)
         copy = ctx.copied(value, strides_of(source.meta["val"]), hint=source.name)
         self.maker[copy.buffer] = source
-        self.env[source] = Ref.of_view(copy, value.dtype, value.device)
+        self._bind(source, Ref.of_view(copy, value.dtype, value.device))
         for view in reversed(views):
             self.visit(view)
 

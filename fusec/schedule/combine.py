@@ -35,6 +35,7 @@ MAX_PARTS = 160  # one chain of branches, into which the compiler recurses: Pyth
 MAX_BODIES = 8  # distinct texts in one kernel
 LONG = 20e-6  # seconds: a launch saved is lost in a kernel that takes this long
 MEMORY_SLACK = 1 << 16  # bytes: the peak may rise by a few small temporaries
+MEMORY_SHARE = 1 << 10  # or by this part of what the inputs hold
 LIMIT = 2**30  # points of a dimension, so that flattened indices fit 32 bits
 
 _ROWS = (Strategy.PERSISTENT_ROW, Strategy.LOOPED_ROW, Strategy.SPLIT_ROW)
@@ -156,16 +157,25 @@ def _sharing_texts(
 def _within_memory(
     schedule: Schedule, batches: list[_Batch], device: DeviceModel
 ) -> tuple[list[_Batch], list[FusionDecision]]:
-    """Batches left when, smallest first, as many are taken out as it takes to keep the peak of memory."""
-    allowed = plan_memory(schedule).peak_bytes + MEMORY_SLACK
+    """Batches left when, smallest first, as many are taken out as it takes to keep the peak of memory.
+
+    First those without which the peak is lower; the others as well where that is not enough.
+    """
+    held = sum(hint_of(schedule.table[name].numel) * schedule.table[name].itemsize for name in schedule.inputs if name)
+    allowed = plan_memory(schedule).peak_bytes + max(MEMORY_SLACK, held // MEMORY_SHARE)
     decisions: list[FusionDecision] = []
-    for batch in sorted(batches, key=lambda b: len(b.members)):
-        peak = plan_memory(_rebuilt(schedule, batches)).peak_bytes
-        if peak <= allowed:
-            break
-        batches = [b for b in batches if b is not batch]
-        reason = f"one launch for {len(batch.members)} kernels would raise peak memory by {peak - allowed} bytes"
-        decisions.append(_refused(batch, reason, device))
+    peak = plan_memory(_rebuilt(schedule, batches)).peak_bytes
+    for only_lower in (True, False):
+        for batch in sorted(batches, key=lambda b: len(b.members)):
+            if peak <= allowed:
+                return batches, decisions
+            others = [b for b in batches if b is not batch]
+            without = plan_memory(_rebuilt(schedule, others)).peak_bytes
+            if only_lower and without >= peak:
+                continue
+            reason = f"one launch for {len(batch.members)} kernels would raise peak memory by {peak - allowed} bytes"
+            decisions.append(_refused(batch, reason, device))
+            batches, peak = others, without
     return batches, decisions
 
 

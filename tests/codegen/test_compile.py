@@ -75,7 +75,7 @@ def test_every_op_compiles(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [f32, i64, torch.int32], ids=str)
 def test_a_number_may_be_either_operand(dtype: torch.dtype) -> None:
-    """op(x, 3) and op(3, x) of every binary op, in one kernel: a literal has no dtype that a device function can ask."""
+    """op(x, 3) and op(3, x) of every binary op, in one kernel: a device function can ask no literal for its dtype."""
     build = Build(x=4096)
     build.buffer("x", dtype, (4096,))
     x, three = build.load("x", build.index(x0=1)), build.const(3, dtype)

@@ -187,6 +187,21 @@ def test_peak_memory_is_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [d.accepted for d in steps.decisions if "peak memory" in d.reason] == [False]
 
 
+def test_a_launch_that_does_not_raise_the_peak_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three kernels with a large result each and two with a small one, the three go apart, though they are more."""
+    monkeypatch.setattr(combine_module, "MEMORY_SLACK", 0)
+    big, made = 1 << 20, "abc"
+    lines = [buffer(f"x{n}", big, "in") for n in made] + [buffer(n, big) for n in made]
+    lines += [buffer(f"{n}_sum", 64) for n in made] + [buffer("p", 64, "out"), buffer("q", 64, "out")]
+    for n in made:
+        lines += [unary(f"n{n}", "exp", f"x{n}", n, big), f"extern e{n}: {n}_sum = aten.sum.dim_IntList({n})"]
+    lines += [unary("np", "sqrt", "a_sum", "p", 64), unary("nq", "sqrt", "b_sum", "q", 64)]
+    steps = scheduled(program(*lines, inputs=[f"x{n}" for n in made], returns=["p", "q"]))
+    assert sorted(launches(steps)) == [0, 0, 0, 1, 1, 1, 2]
+    refused = [d.reason for d in steps.decisions if "peak memory" in d.reason]
+    assert len(refused) == 1 and "3 kernels" in refused[0]
+
+
 def layers(*more: str, returns: Sequence[str]) -> Program:
     """h = exp(sort(h)), four times, and what else there is."""
     lines = [buffer("h0", 64, "in"), buffer("side", 64, "in"), buffer("last", 64), buffer("end", 64)]
