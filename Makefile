@@ -4,7 +4,7 @@
 #   BUDGET=8m         how long make gpu may take
 #   PYTEST_ARGS=...   passed to pytest by make test
 #   PROGRAMS=2000     random programs that make fuzz runs, from seed FIRST=0 on
-#   OPINFO_ARGS=...   passed to the sweep by make test-opinfo: --most 4 (samples of an op), --dtypes, --ops, --fresh
+#   OPINFO_ARGS=...   passed to the sweep by make test-opinfo and test-opinfo-backward: --most 4 (samples of an op), --dtypes, --ops, --fresh
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -36,13 +36,14 @@ DEMO := $(VENV)/.demo-$(DEVICE)
 RULES := pyproject.toml constraints.txt
 PIP = PYTHONWARNINGS=ignore PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q -c $(PIN)
 
-.PHONY: help setup deps demo test test-models test-opinfo fuzz lint format gpu clean
+.PHONY: help setup deps demo test test-models test-opinfo test-opinfo-backward fuzz lint format gpu clean
 
 help:
 	@echo "make demo   watch a real model being captured, fused, compiled and explained"
 	@echo "make test   the test suite"
 	@echo "make test-models  36 architectures of transformers beside eager (20 minutes on 2 idle cores), and their report"
 	@echo "make test-opinfo  all samples of the OpInfo suite of PyTorch beside eager (hours; goes on where it stopped), and their report"
+	@echo "make test-opinfo-backward  gradients of all samples of the suite beside eager, and finite differences (hours), and their report"
 	@echo "make fuzz   $(PROGRAMS) random programs with effects and views, compiled beside eager (20 minutes)"
 	@echo "make lint   style, format, types and the Dockerfile"
 	@echo "make gpu    GPU tests and a short benchmark (BUDGET=$(BUDGET))"
@@ -98,6 +99,10 @@ fuzz: $(DEV)
 
 test-opinfo: $(DEV)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.opinfo.sweep --workers 2 --write bench/results/opinfo.md $(OPINFO_ARGS)
+
+test-opinfo-backward: $(DEV)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.opinfo.sweep --workers 2 --dtypes float32.backward,float64.gradcheck \
+	  --write bench/results/opinfo_backward.md $(OPINFO_ARGS)
 
 lint: $(DEV)
 	@$(BIN)/ruff check .

@@ -23,6 +23,7 @@ def _make(*args: str) -> subprocess.CompletedProcess[str]:
         ("test", "pytest -n 2"),
         ("test-models", "-m tests.models.sweep"),
         ("test-opinfo", "tests.opinfo.sweep --workers 2"),
+        ("test-opinfo-backward", "--dtypes float32.backward,float64.gradcheck"),
         ("fuzz", "-m tests.property.fuzz --first 0 --programs 2000"),
         ("lint", "hadolint Dockerfile"),
         ("gpu", "bench.gpu --budget 8m"),

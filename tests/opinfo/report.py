@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.table import markdown
 from tests.opinfo.misses import MISSES, miss_of
-from tests.opinfo.suite import DTYPES, ERRORS
+from tests.opinfo.suite import BACKWARD, DTYPES, ERRORS
 
 Row = dict[str, Any]
 
@@ -54,7 +54,7 @@ def unknown_misses(rows: Sequence[Row]) -> list[Row]:
 def totals(rows: Sequence[Row]) -> list[list[str]]:
     """One line a dtype: ops, samples, eager's answer, closer to float64, eager's error, misses, with a kernel."""
     lines = []
-    for dtype in (*DTYPES, ERRORS):
+    for dtype in (*DTYPES, *BACKWARD, ERRORS):
         mine = [r for r in rows if r["dtype"] == dtype]
         if mine:
             names = ("of", "samples", "closer", "errors", "failed", "kernels")
@@ -86,18 +86,38 @@ def summary(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+_FORWARD = """# PyTorch's OpInfo suite, forward, in Triton's interpreter
+
+Written by `python -m tests.opinfo.sweep`; `make test-opinfo` runs every sample. Each that is run is compiled and \
+held against eager mode: dtype, shape, strides, values within the suite's tolerance (or no further from float64 than \
+eager), or eager's error."""
+
+_BACKWARD = """# PyTorch's OpInfo suite, gradients, in Triton's interpreter
+
+Written by `python -m tests.opinfo.sweep`; `make test-opinfo-backward` runs every sample. Each is a training step: \
+AOTAutograd's joint graph, cut in two by `fusec/capture/joint.py`.
+
+- float32.backward: the outputs, which of them have a gradient, and the gradients of all inputs for a fixed random \
+gradient from outside are eager's: dtype, shape, which are none, and values within what `torch.testing.assert_close` \
+allows (or no further from float64 than eager's).
+- float64.gradcheck: `torch.autograd.gradcheck` of the compiled function, on samples of few elements; finite \
+differences in random directions. "eager's error": where eager mode does not pass it either."""
+
+
 def page(rows: Sequence[Row]) -> str:
     """The whole report in Markdown."""
     ran, ops = kernel_share(rows)
     header = ["inputs", "ops", "samples", "run", "eager's answer", "closer to float64", "eager's error", "misses"]
-    misses = [[m.op, ", ".join(m.where), m.reason, "yes" if m.torch else "no"] for m in MISSES]
+    dtypes = [d for d in (*DTYPES, *BACKWARD, ERRORS) if any(r["dtype"] == d for r in rows)]
+    columns = [d for d in dtypes if d != ERRORS]
+    misses = [
+        [m.op, ", ".join(m.where), m.reason, "yes" if m.torch else "no"]
+        for m in MISSES
+        if "*" in m.where or set(dtypes) & set(m.where)
+    ]
     return "\n".join(
         [
-            "# PyTorch's OpInfo suite, forward, in Triton's interpreter",
-            "",
-            "Written by `python -m tests.opinfo.sweep`; `make test-opinfo` runs every sample. Each that is run is "
-            "compiled and held against eager mode: dtype, shape, strides, values within the suite's tolerance (or"
-            " no further from float64 than eager), or eager's error.",
+            _BACKWARD if set(dtypes) & set(BACKWARD) else _FORWARD,
             "",
             markdown([*header, "launched a kernel"], totals(rows)),
             "",
@@ -113,20 +133,20 @@ def page(rows: Sequence[Row]) -> str:
             "",
             "Samples that launched a generated kernel, by dtype. Externs: samples with a library call.",
             "",
-            markdown(["op", "family", *DTYPES, "externs", "fallbacks"], _ops(rows)),
+            markdown(["op", "family", *columns, "externs", "fallbacks"], _ops(rows, columns)),
             "",
         ]
     )
 
 
-def _ops(rows: Sequence[Row]) -> list[list[str]]:
+def _ops(rows: Sequence[Row], columns: Sequence[str]) -> list[list[str]]:
     found: dict[str, dict[str, Row]] = defaultdict(dict)
     for row in rows:
         if row["dtype"] != ERRORS:
             found[row["op"]][row["dtype"]] = row
     lines = []
     for op, mine in sorted(found.items()):
-        cells = [f"{mine[d]['kernels']}/{mine[d]['samples']}" if d in mine else "" for d in DTYPES]
+        cells = [f"{mine[d]['kernels']}/{mine[d]['samples']}" if d in mine else "" for d in columns]
         externs = sum(r["externs"] for r in mine.values())
         reasons = sorted({f.split(": ", 2)[-1] for r in mine.values() for f in r["fallbacks"]})
         lines.append([op, family(op) or "", *cells, str(externs or ""), "; ".join(reasons)[:160].replace("|", "/")])

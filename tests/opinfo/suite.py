@@ -18,8 +18,12 @@ import numpy as np
 import torch
 from torch.testing._internal import common_methods_invocations
 
+from tests.opinfo.harness import STEPS, Step, elements
+
 DTYPES = ("float32", "bfloat16", "float16", "int64", "bool", "complex64", "float64", "int32", "uint8")
 REQUIRED = DTYPES[:5]
+BACKWARD = ("float32.backward", "float64.gradcheck")  # a dtype, and what is asked of the gradients in it
+LARGEST = 400  # elements of a sample whose gradient is held against finite differences
 ERRORS = "errors"  # in place of a dtype: the inputs for which the suite expects eager mode to raise
 
 
@@ -31,7 +35,10 @@ def _unseeded(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 @cache
 def ops() -> tuple[Any, ...]:
     """Every OpInfo, without the set that calls Python reference implementations."""
-    common_methods_invocations.wrapper_set_seed = _unseeded
+    seeding, common_methods_invocations.wrapper_set_seed = common_methods_invocations.wrapper_set_seed, _unseeded
+    for op in common_methods_invocations.op_db:
+        if op.gradcheck_wrapper is seeding:
+            op.gradcheck_wrapper = _unseeded
     return tuple(common_methods_invocations.op_db)
 
 
@@ -43,11 +50,19 @@ def full_name(op: Any) -> str:
 def supported(op: Any, dtype: str) -> bool:
     if dtype == ERRORS:
         return op.error_inputs_func is not None
+    dtype, _, gradient = dtype.partition(".")
+    if gradient:
+        return op.supports_autograd and getattr(torch, dtype) in op.supported_backward_dtypes("cpu")
     return getattr(torch, dtype) in op.supported_dtypes("cpu")
 
 
+def step_of(dtype: str) -> Step:
+    """What is asked of the samples in a dtype."""
+    return STEPS[dtype.partition(".")[2]]
+
+
 def samples(op: Any, dtype: str) -> Iterator[Any]:
-    """The op's SampleInputs in a dtype ("float32", or "errors"), the same on every run."""
+    """The op's SampleInputs in a dtype ("float32", "float32.backward", or "errors"), the same on every run."""
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
@@ -56,4 +71,6 @@ def samples(op: Any, dtype: str) -> Iterator[Any]:
         if dtype == ERRORS:
             yield from (e.sample_input for e in op.error_inputs("cpu"))
         else:
-            yield from op.sample_inputs("cpu", getattr(torch, dtype), requires_grad=False)
+            dtype, _, gradient = dtype.partition(".")
+            drawn = op.sample_inputs("cpu", getattr(torch, dtype), requires_grad=bool(gradient))
+            yield from (s for s in drawn if gradient != "gradcheck" or elements((s.input, s.args, s.kwargs)) <= LARGEST)

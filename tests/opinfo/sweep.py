@@ -23,7 +23,7 @@ import torch
 
 from tests.opinfo import report
 from tests.opinfo.harness import Compiler, Outcome, run_sample
-from tests.opinfo.suite import DTYPES, ERRORS, REQUIRED, full_name, ops, samples, supported
+from tests.opinfo.suite import BACKWARD, DTYPES, ERRORS, REQUIRED, full_name, ops, samples, step_of, supported
 
 SHOWN = 12  # failures kept of an op and a dtype, in words
 SECONDS = 120  # for one sample
@@ -34,7 +34,7 @@ def run_op(op: Any, dtype: str, most: int) -> dict[str, Any]:
     start, compiler = time.monotonic(), Compiler()
     drawn = list(enumerate(samples(op, dtype)))
     chosen = drawn[:: -(-len(drawn) // most)] if drawn else []
-    outcomes = {i: run_sample(op, s, compiler, SECONDS) for i, s in chosen}
+    outcomes = {i: run_sample(op, s, compiler, SECONDS, step=step_of(dtype)) for i, s in chosen}
     return row(full_name(op), dtype, outcomes, len(drawn), time.monotonic() - start)
 
 
@@ -111,7 +111,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.opinfo.sweep", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("build/opinfo"))
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--dtypes", default=",".join((*REQUIRED, ERRORS)), help=f"of {', '.join((*DTYPES, ERRORS))}")
+    parser.add_argument(
+        "--dtypes", default=",".join((*REQUIRED, ERRORS)), help=f"of {', '.join((*DTYPES, *BACKWARD, ERRORS))}"
+    )
     parser.add_argument("--ops", default="", help="names, with commas; all when not given")
     parser.add_argument("--most", type=int, default=1 << 30, help="samples of an op and a dtype, spread over all")
     parser.add_argument("--report", action="store_true", help="run nothing")
