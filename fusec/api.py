@@ -116,7 +116,7 @@ class Backend:
                 name=self._next_name(),
                 random=config.random,
                 version_limit=config.recompile_limit or VERSION_LIMIT,
-                on_eager=self._on_eager,
+                on_eager=functools.partial(self._on_eager, config.strict),
             )
         except RESTARTS:
             raise
@@ -142,7 +142,9 @@ class Backend:
             self.count += 1
             return f"{self.name}_{self.count - 1}"
 
-    def _on_eager(self, graph: CapturedGraph, reason: str) -> None:
+    def _on_eager(self, strict: bool, graph: CapturedGraph, reason: str) -> None:
+        if strict:
+            raise FusecError(f"graph {graph.name}: {reason}")
         self.stats.fall_back(Fallback("graph", f"graph {graph.name}", reason))
 
     def _run_eagerly(self, gm: GraphModule, error: Exception, config: Config) -> Callable[..., Any]:

@@ -132,7 +132,9 @@ def compile_passes(
     program = run("program", lambda: lower(graph, config, graph.name, calls), verify_program, format_program)
     simplified = run("simplified", lambda: simplify(program, config), verify_program, format_program)
     steps = run("schedule", lambda: schedule(simplified, config, apart=apart), verify_schedule, format_schedule)
-    buffers = run("buffers", lambda: plan_memory(steps), None, lambda plan: _format_buffers(steps, plan))
+    buffers = run(
+        "buffers", lambda: plan_memory(steps, graph.kind == "backward"), None, lambda plan: _format_buffers(steps, plan)
+    )
     plans = [step for step in steps.steps if isinstance(step, KernelPlan)]
     sources = run("kernels", lambda: _generate_kernels(plans, steps, config))
     run.write_kernels(plans, sources, steps)
@@ -347,6 +349,25 @@ class CompiledGraph:
                 origin = node.origin
                 line = f"{origin.file}:{origin.line}" if origin is not None and origin.file else ""
                 self.stats.fall_back(Fallback("op", str(node.target), f"runs as a library call: {node.reason}", line))
+
+    def consume(self, inputs: list[Any]) -> Sequence[Any]:
+        """A call that empties the list of its inputs and frees each after its last use.
+
+        The first call keeps them, to run eagerly if it fails; so does every call of a forward or inference graph, whose
+        inputs others hold.
+        """
+        if self.executable is not None and self.calls > 0 and self.graph.kind == "backward":
+            try:
+                outputs = self.executable.consume(inputs)
+            except Exception:
+                if not inputs:
+                    raise  # they are gone
+            else:
+                self.calls += 1
+                return outputs
+        given = tuple(inputs)
+        inputs.clear()
+        return self(*given)
 
     def __call__(self, *inputs: Any) -> Sequence[Any]:
         executable = self.executable

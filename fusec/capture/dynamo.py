@@ -43,6 +43,7 @@ from fusec.capture.graph import CapturedGraph, NotSymbolicGraph, is_symbolic, re
 from fusec.capture.inplace import keep_old_values, write_in_place
 from fusec.capture.joint import partition
 from fusec.capture.random import draw_in_kernels
+from fusec.capture.second_order import Differentiable, draws
 from fusec.capture.specialize import signature, specialize
 from fusec.capture.subgraphs import compile_subgraphs, inline_subgraphs
 
@@ -98,6 +99,7 @@ def backend(
     """
     sources = dynamo_names(gm)
     writing: list[CapturedGraph] = []
+    forward: list[CapturedGraph] = []
 
     def prepare(graph_module: GraphModule) -> None:
         inline_subgraphs(graph_module)
@@ -119,6 +121,8 @@ def backend(
             if written:
                 writing.append(graph)
                 _refuse_views_of_one_base(example_inputs)
+            if kind == "forward":
+                forward.append(graph)
             if written and kind == "forward":
                 keep_old_values(graph_module, _metadata().num_forward, written)
             if not is_symbolic(inputs):
@@ -138,14 +142,20 @@ def backend(
         keep_inference_input_mutations=True,  # copy_ in the graph, for `write_in_place`
     )
     compiled: Compiled = compile_function(gm, list(example_inputs))
-    if not writing:
-        return compiled
 
-    def on_other_aliases() -> None:
-        if on_eager is not None:
-            on_eager(writing[0], "writes inputs that now overlap in another way; such calls run as eager PyTorch would")
+    def tell(graph: CapturedGraph, reason: str) -> Callable[[], None]:
+        return (lambda: on_eager(graph, reason)) if on_eager is not None else lambda: None
 
-    return GuardedAliases(compiled, gm.forward, on_other_aliases)
+    if writing:
+        reason = "writes inputs that now overlap in another way; such calls run as eager PyTorch would"
+        compiled = GuardedAliases(compiled, gm.forward, tell(writing[0], reason))
+    if forward:
+        refused = (
+            "it writes its inputs" if writing else "it draws random numbers" if draws(forward[0].graph_module) else None
+        )
+        reason = "its gradients are differentiated (create_graph=True): second derivatives run as eager PyTorch would"
+        compiled = Differentiable(compiled, gm, example_inputs, refused, tell(forward[0], reason))
+    return compiled
 
 
 def _metadata() -> Any:
@@ -265,8 +275,11 @@ class _Versions:
 
 def _boxed(compiled: Compiled) -> Compiled:
     """AOTAutograd's calling convention: one list, emptied, so that inputs can be freed."""
+    consume = getattr(compiled, "consume", None)
 
     def call(arguments: list[Any]) -> Any:
+        if consume is not None:
+            return consume(arguments)
         inputs = tuple(arguments)
         arguments.clear()
         return compiled(*inputs)

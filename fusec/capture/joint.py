@@ -13,6 +13,7 @@ be computed again is said here, by marks on the nodes:
 - A max pooling's indices pass through an 8-bit number, the position inside the window, which is then what is saved.
 - An op that becomes part of a kernel may be computed again, a library call may not.
 - A value that a library call of the backward graph reads is saved: it would be written there, too.
+- An input that eager mode's backward reads costs nothing to save, as a parameter does: it is in memory until then.
 """
 
 from __future__ import annotations
@@ -40,18 +41,43 @@ aten = torch.ops.aten
 Pair = tuple[int, int]
 
 
-def partition(joint: GraphModule, inputs: Any, *, draw: bool, **settings: Any) -> tuple[GraphModule, GraphModule]:
+def partition(
+    joint: GraphModule,
+    inputs: Any,
+    *,
+    draw: bool,
+    static_lifetime_input_indices: Sequence[int] | None = None,
+    **settings: Any,
+) -> tuple[GraphModule, GraphModule]:
     """(forward, backward) of a joint graph; called by AOTAutograd, which also says how many outputs are forward's.
 
     draw: random numbers are drawn inside kernels, so that backward draws them again.
     """
+    free = sorted({*(static_lifetime_input_indices or ()), *read_in_backward(joint)})
     joint = draw_in_kernels(joint) if draw else joint
     expand_softmax(joint)
     save_offsets(joint)
     mark_saved(joint)
     with functorch_config.patch(ban_recompute_not_in_allowlist=False, ban_recompute_materialized_backward=False):
-        parts: tuple[GraphModule, GraphModule] = min_cut_rematerialization_partition(joint, inputs, **settings)
+        parts: tuple[GraphModule, GraphModule] = min_cut_rematerialization_partition(
+            joint, inputs, static_lifetime_input_indices=free, **settings
+        )
     return parts
+
+
+def read_in_backward(joint: GraphModule) -> list[int]:
+    """Positions of the inputs that eager mode keeps: an op that was traced in backward reads them, or views of them."""
+    cheap = get_default_op_list()
+
+    def kept(node: Node) -> bool:
+        return any(
+            user.meta.get("partitioner_tag") == "is_backward" or (cheap.is_view(user) and kept(user))
+            for user in node.users
+            if user.op == "call_function"
+        )
+
+    primals = [n for n in joint.graph.nodes if n.op == "placeholder" and str(n.target).startswith("primals")]
+    return [i for i, node in enumerate(primals) if kept(node)]
 
 
 # -- what may be computed again -------------------------------------------------------------------

@@ -129,22 +129,34 @@ class Executable:
 
     def __call__(self, *inputs: Any) -> list[Any]:
         """Run the program. FusecError when an input is not what was compiled for; TargetError without its device."""
-        if self.target.device == "cuda":
-            require_cuda()
-        if len(inputs) != len(self._checks):
-            raise FusecError(f"{self.schedule.name} takes {len(self._checks)} inputs, got {len(inputs)}")
-        args = self._checked(inputs)
+        return self._called(self._checked(inputs), inputs)
+
+    def consume(self, inputs: list[Any]) -> list[Any]:
+        """The same for a list of inputs that belong to the call: each is freed after its last use.
+
+        The list is emptied once the inputs are seen to fit; an error before leaves it as it is.
+        """
+        args, written = self._checked(inputs), [inputs[i] if i in self._mutated else None for i in range(len(inputs))]
+        inputs.clear()
+        return self._called(args, written)
+
+    def _called(self, args: list[Any], written: Sequence[Any]) -> list[Any]:
+        """args: checked inputs, a list that is emptied. written: by position, the inputs that the program writes."""
+        copies = [(written[i], args[i]) for i in self._mutated if args[i] is not written[i]]
         with torch.no_grad():
             outputs = self._run(args)
-            for position in self._mutated:
-                if args[position] is not inputs[position]:
-                    inputs[position].copy_(args[position])
+            for target, copy in copies:
+                target.copy_(copy)
         if self.counters is not None:
             self.counters.kernels_launched += self._launches
             self.counters.extern_calls += self._externs
         return outputs
 
     def _checked(self, inputs: Sequence[Any]) -> list[Any]:
+        if self.target.device == "cuda":
+            require_cuda()
+        if len(inputs) != len(self._checks):
+            raise FusecError(f"{self.schedule.name} takes {len(self._checks)} inputs, got {len(inputs)}")
         layouts = self._layouts
         if self._sizes is not None:
             layouts = list(layouts)
@@ -155,21 +167,24 @@ class Executable:
             for x, check, (shape, strides) in zip(inputs, self._checks, layouts, strict=True)
         ]
 
-    def _choose_run(self, config: Config) -> tuple[str | None, Callable[[Sequence[Any]], list[Any]]]:
+    def _choose_run(self, config: Config) -> tuple[str | None, Callable[[list[Any]], list[Any]]]:
         """How calls run: as they are, or replayed as a CUDA graph; and why not replayed where that was asked for."""
 
+        def run_once(args: list[Any]) -> list[Any]:
+            return list(self._call(args, self.runtime))
+
         def run(args: Sequence[Any]) -> list[Any]:
-            return list(self._call(list(args), self.runtime))
+            return run_once(list(args))
 
         if config.mode != "reduce-overhead":
-            return None, run
+            return None, run_once
         reason = why_not(self.schedule, self.target)
         if reason is None:
             if self._sizes is not None:
                 return None, ReplayBySizes(self.schedule.name, run, self._sizes.values)
             return None, GraphReplay(self.schedule.name, run)
         log.info("fusec: %s: CUDA graphs are off: %s", self.schedule.name, reason)
-        return reason, run
+        return reason, run_once
 
     def __repr__(self) -> str:
         kernels, where = len(self.kernels), ", ".join((self.target.device, *self.target.names))

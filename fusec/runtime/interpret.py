@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 import triton.language as tl
+from torch.profiler import record_function
 from triton.language.extra.cuda import libdevice
 from triton.language.semantic import TritonSemantic
 from triton.runtime.interpreter import (
@@ -61,6 +62,8 @@ _POINTER_TYPES: dict[torch.dtype, Any] = {
     torch.float8_e5m2fnuz: tl.float8e5b16,
 }  # fmt: skip
 
+PROFILED = "fusec.interpret: "  # how a launch is called in torch.profiler: its own memory is no kernel's
+
 Hook = Callable[[Sequence[Segment]], None]
 
 
@@ -91,14 +94,9 @@ class InterpretedKernel:
         pointers = zip([p.name for p in params if p.kind == "pointer"], tensors, strict=True)
         sized = [p for p in params if p.kind == "size"]
         values = [(p.name, _number(v, p.dtype)) for p, v in zip(sized, sizes, strict=True)]
-        run_grid(
-            self.source.name,
-            self.function,
-            {**dict(pointers), **dict(values)},
-            block_values(self.source, tile),
-            grid,
-            meter,
-        )
+        arguments = {**dict(pointers), **dict(values)}
+        with record_function(f"{PROFILED}{self.source.name}"):
+            run_grid(self.source.name, self.function, arguments, block_values(self.source, tile), grid, meter)
 
 
 def _number(value: int, dtype: torch.dtype | None) -> Any:

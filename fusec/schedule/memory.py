@@ -4,10 +4,13 @@
     ->  before k2: t2 takes over t0's memory;  after k2: t1 is given back
 
 A buffer whose memory another one takes over is not listed as given back. Reuse is kept only when it does not raise
-the peak: memory waiting to be taken over is memory held.
+the peak: memory waiting to be taken over is memory held. What a training step saved for its backward graph is an input
+there, and is given back as it is used: eager mode frees it so, too.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from fusec.ir.index import IndexLike
 from fusec.ir.kernels import Allocation, BufferPlan, KernelPlan, Schedule, Step
@@ -15,11 +18,22 @@ from fusec.ir.sizes import hint_of, plain
 from fusec.ir.types import Buffer, Extern, Role, TensorView
 
 
-def plan_memory(schedule: Schedule) -> BufferPlan:
-    """When each temporary and output is allocated and given back, and which dead buffer it takes over."""
+def plan_memory(schedule: Schedule, give_inputs_back: bool = False) -> BufferPlan:
+    """When each temporary and output is allocated and given back, and which dead buffer it takes over.
+
+    give_inputs_back: inputs belong to the call, which lets go of each after the last step that reads it.
+    """
     plain = _plan(schedule, reuse=False)
     shared = _plan(schedule, reuse=True)
-    return shared if shared.peak_bytes <= plain.peak_bytes else plain
+    best = shared if shared.peak_bytes <= plain.peak_bytes else plain
+    return _with_inputs(schedule, best) if give_inputs_back else best
+
+
+def _with_inputs(schedule: Schedule, plan: BufferPlan) -> BufferPlan:
+    """Inputs among what is dead after a step; after the last one all goes anyway."""
+    inputs = {b.name for b in schedule.buffers if b.role is Role.INPUT}
+    dying = [*_dying(schedule, inputs)[:-1], ()]
+    return replace(plan, after=tuple((*a, *b) for a, b in zip(plan.after, dying)))
 
 
 def _plan(schedule: Schedule, reuse: bool) -> BufferPlan:
