@@ -11,10 +11,11 @@ WORKER = """
 import copy, sys, warnings, torch, torch.distributed as dist, fusec
 import torch.nn.functional as F
 from torch import nn
+from fusec.errors import CacheWarning
 
 rank, path = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
-warnings.simplefilter("error", fusec.errors.CacheWarning)
+warnings.simplefilter("error", CacheWarning)
 dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
 OPTIONS = {"strict": True, "workers": 0}
 
