@@ -4,7 +4,8 @@
     row.faults  ->  ()
 
 error    ||seen - exact|| / ||exact||, over all elements of one output, one loss or one gradient; of a gradient that is
-         zero but for rounding (a bias that softmax takes out again), over the largest gradient's norm
+         zero but for rounding (a bias that softmax takes out again), over the largest gradient's norm; the mean over
+         the architecture's draws
 limit    FACTOR * eager's error + two of the dtype's epsilons; for fewer than FEW elements, where eager's error is a
          matter of luck, its largest error of any output or gradient counts
 """
@@ -14,11 +15,13 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 import fusec
 from fusec.errors import FallbackWarning
@@ -83,6 +86,17 @@ def train(model: Any, inputs: Inputs) -> Leaves:
     return found | {f"buffer {n}": b.clone() for n, b in module.named_buffers()}
 
 
+class InFloat64(TorchFunctionMode):
+    """Where a model asks for float32, whatever its own dtype is, it gets float64."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        function = Tensor.double if function is Tensor.float else function
+        widened = pytree.tree_map(lambda x: torch.float64 if x is torch.float32 else x, (args, kwargs or {}))
+        return function(*widened[0], **widened[1])
+
+
 def wide(inputs: Inputs) -> Inputs:
     return {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
 
@@ -104,12 +118,32 @@ def sizes(exact: Leaves) -> dict[str, float]:
     return {n: largest if n.startswith("grad ") and size < NOTHING * largest else size for n, size in norms.items()}
 
 
-def compare(seen: Leaves, eager: Leaves, exact: Leaves) -> tuple[float, str, list[str]]:
+@dataclass(frozen=True)
+class Draw:
+    """What one draw of weights and inputs gave."""
+
+    seen: Leaves
+    eager: Leaves
+    exact: Leaves
+
+
+def errors(draws: Sequence[Draw], of: Callable[[Draw], Leaves], names: Sequence[str]) -> dict[str, float]:
+    """The mean over the draws of each value's distance from float64."""
+    norms = [sizes(d.exact) for d in draws]
+    return {
+        n: sum(distance(of(d)[n], d.exact[n], norm[n]) for d, norm in zip(draws, norms, strict=True)) / len(draws)
+        for n in names
+    }
+
+
+def compare(*draws: Draw) -> tuple[float, str, list[str]]:
     """The largest error over its limit, where it is, and a sentence for each fault."""
+    seen, eager = draws[0].seen, draws[0].eager
     faults = [f"only one has {name}" for name in seen.keys() ^ eager.keys()]
     floating = [n for n, v in eager.items() if v.is_floating_point()]
-    norms = sizes(exact)
-    allowed = {n: distance(eager[n], exact[n], norms[n]) for n in floating}
+    allowed = errors(draws, lambda d: d.eager, floating)
+    alike = [n for n in floating if n in seen and (seen[n].dtype, seen[n].shape) == (eager[n].dtype, eager[n].shape)]
+    reached = errors(draws, lambda d: d.seen, alike)
     typical = max((allowed[n] for n in floating if eager[n].numel() >= FEW), default=0.0)
     worst, worst_at = 0.0, ""
     for name in seen.keys() & eager.keys():
@@ -117,9 +151,9 @@ def compare(seen: Leaves, eager: Leaves, exact: Leaves) -> tuple[float, str, lis
         if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
             faults.append(f"{name}: {ours.dtype}{list(ours.shape)}, eager {theirs.dtype}{list(theirs.shape)}")
         elif not ours.is_floating_point():
-            faults += [] if torch.equal(ours, theirs) else [f"{name}: not equal"]
+            faults += [] if all(torch.equal(d.seen[name], d.eager[name]) for d in draws) else [f"{name}: not equal"]
         else:
-            mine = distance(ours, exact[name], norms[name])
+            mine = reached[name]
             eagers = allowed[name] if ours.numel() >= FEW else max(typical, allowed[name])
             over = mine / (FACTOR * eagers + 2 * torch.finfo(ours.dtype).eps)
             if not over <= 1.0:
@@ -132,22 +166,29 @@ def compare(seen: Leaves, eager: Leaves, exact: Leaves) -> tuple[float, str, lis
 def check(architecture: Architecture, attention: str, dtype: torch.dtype, training: bool) -> Row:
     """One model, one step. What goes wrong is in the row's faults: a crash, a graph run eagerly, a wrong number."""
     step = train if training else infer
-    model, inputs = architecture.build(attention, dtype)
-    model.train(training)
-    exact_model = copy.deepcopy(model).double()
-    if hasattr(exact_model.config, "num_experts_per_tok"):
-        exact_model.set_experts_implementation("eager")  # grouped products know no float64
-    exact = step(exact_model, wide(inputs))
-    eager = step(copy.deepcopy(model), inputs)
-    return _counted(
-        Row(architecture.name, architecture.kind, attention, str(dtype).removeprefix("torch."), training, 0.0),
-        lambda: step(fusec.compile(model), inputs),
-        lambda seen: compare(seen, eager, exact),
-    )
+    row = Row(architecture.name, architecture.kind, attention, str(dtype).removeprefix("torch."), training, 0.0)
+    counted, draws = [], []
+    for seed in range(architecture.draws if training else 1):
+        model, inputs = architecture.build(attention, dtype, seed)
+        model.train(training)
+        exact_model = copy.deepcopy(model).double()
+        if hasattr(exact_model.config, "num_experts_per_tok"):
+            exact_model.set_experts_implementation("eager")  # grouped products know no float64
+        with InFloat64():
+            exact = step(exact_model, wide(inputs))
+        eager = step(copy.deepcopy(model), inputs)
+        found, seen = _counted(row, lambda m=model, x=inputs: step(fusec.compile(m), x))
+        if seen is None:
+            return found
+        counted.append(found)
+        draws.append(Draw(seen, eager, exact))
+    worst, worst_at, faults = compare(*draws)
+    faults += [fault for found in counted for fault in found.faults]
+    return replace(counted[0], worst=worst, worst_at=worst_at, faults=tuple(dict.fromkeys(faults)))
 
 
-def _counted(row: Row, run: Callable[[], Any], judge: Callable[[Any], tuple[float, str, list[str]]]) -> Row:
-    """The row with what `run` did: time, counters, and what is wrong with its result."""
+def _counted(row: Row, run: Callable[[], Any]) -> tuple[Row, Any]:
+    """The row with what `run` did, its time and counters, and its result; None where it raised, with a fault."""
     fusec.reset()
     start = time.perf_counter()
     try:
@@ -157,12 +198,10 @@ def _counted(row: Row, run: Callable[[], Any], judge: Callable[[Any], tuple[floa
     except Exception as error:
         fusec.reset()
         text = str(error).strip().splitlines() or [""]
-        return replace(row, faults=(f"{type(error).__name__}: {text[0][:200]}",))
+        return replace(row, faults=(f"{type(error).__name__}: {text[0][:200]}",)), None
     seconds, stats = time.perf_counter() - start, fusec.stats()
     fusec.reset()
-    worst, worst_at, faults = judge(seen)
-    faults += [f"{f['op']}: {f['reason']}" for f in stats["fallbacks"] if f["level"] != "op"]
-    return replace(
+    counted = replace(
         row,
         seconds=seconds,
         graphs=stats["graphs"],
@@ -171,10 +210,9 @@ def _counted(row: Row, run: Callable[[], Any], judge: Callable[[Any], tuple[floa
         built=stats["kernels_built"],
         calls=stats["extern_calls"],
         fallbacks=tuple(sorted({f["op"] for f in stats["fallbacks"] if f["level"] == "op"})),
-        worst=worst,
-        worst_at=worst_at,
-        faults=tuple(faults),
+        faults=tuple(f"{f['op']}: {f['reason']}" for f in stats["fallbacks"] if f["level"] != "op"),
     )
+    return counted, seen
 
 
 def generate(model: Any, ids: Tensor, cache: str, count: int) -> Tensor:
@@ -194,15 +232,13 @@ def check_generation(architecture: Architecture, cache: str, count: int = 8) -> 
     """Greedy tokens with a key-value cache that grows or has a fixed length; compiled is each forward."""
     model, inputs = architecture.build("sdpa", torch.float32)
     expected = generate(model, inputs["input_ids"], cache, count)
-    return _counted(
+    row, tokens = _counted(
         Row(architecture.name, architecture.kind, f"generate, {cache} cache", "float32", False, 0.0),
         lambda: _generated(model, inputs["input_ids"], cache, count),
-        lambda tokens: (
-            0.0,
-            "",
-            [] if torch.equal(tokens, expected) else [f"{tokens.tolist()}, eager {expected.tolist()}"],
-        ),
     )
+    if tokens is None or torch.equal(tokens, expected):
+        return row
+    return replace(row, faults=(f"{tokens.tolist()}, eager {expected.tolist()}", *row.faults))
 
 
 def _generated(model: Any, ids: Tensor, cache: str, count: int) -> Tensor:

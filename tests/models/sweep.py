@@ -3,8 +3,8 @@
     python3 -m tests.models.sweep [--names bert llama] [--workers 2] [--out bench/results]
 
 Inference in float32 and bfloat16, and in float32 with attention written out; a training step in both; greedy
-generation with a growing and a static key-value cache. The report is written after every run, and is the published one
-only for the whole table. Ends with 1 when any run has a fault.
+generation with a growing and a static key-value cache. The report is written after every run; with --names at the end,
+and only the rows of these architectures are new. Ends with 1 when any run has a fault.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def measured(case: Case, row: Row) -> Measured:
         "kernels built": row.built,
         "library calls": row.calls,
         "not lowered": len(row.fallbacks),
+        "faults": len(row.faults),
     }
     note = "; ".join(row.faults) or ", ".join(row.fallbacks)
     return Measured(
@@ -98,8 +99,14 @@ def cells(rows: Sequence[Measured]) -> list[list[Cell]]:
     ]
 
 
-def page(result: Result, faults: int, planned: int) -> str:
+def publish(result: Result, planned: int, out: Path) -> None:
+    result.write(out / "models.json")
+    (out / "models.md").write_text(page(result, planned))
+
+
+def page(result: Result, planned: int) -> str:
     """The committed Markdown page."""
+    faults = sum(row.counts.get("faults", (row.error or 0.0) > 1) > 0 for row in result.rows)
     count = len({row.case for row in result.rows})
     cut = "" if result.complete else f" of {planned} (the run was cut short)"
     rows = sorted(result.rows, key=lambda row: list(BY_NAME).index(row.case))
@@ -109,7 +116,8 @@ def page(result: Result, faults: int, planned: int) -> str:
 kernels run in Triton's interpreter.
 
 - error / limit: the largest error of any output, loss or gradient against float64, over {FACTOR:g} times eager's own
-  (`tests/models/harness.py`). Above 1 is a fault, as is a crash, or a graph or call that runs as eager PyTorch would.
+  (`tests/models/harness.py`); in training the mean over an architecture's draws. Above 1 is a fault, as is a crash, or
+  a graph or call that runs as eager PyTorch would.
 - launches, calls: generated kernels and library calls of one step. built: kernels that no row before had compiled.
 - breaks: places where Dynamo ends a graph; they are in the model's own code.
 - the last column: the fault; or ops that are library calls for want of a lowering.
@@ -117,7 +125,14 @@ kernels run in Triton's interpreter.
 {markdown(HEADERS, cells(rows))}
 
 {result.made_by}
-"""
+{"".join(f"{line}{chr(10)}" for line in result.extra.get("again", {}).values())}"""
+
+
+def with_rows_again(before: Result, names: Sequence[str], again: Result) -> Result:
+    """A published result whose rows of some architectures come from a later run; `extra` says which and when."""
+    rows = (*(row for row in before.rows if row.case not in names), *again.rows)
+    made = {name: f"Rows of {name}: m{again.made_by[1:]}" for name in names}
+    return replace(before, rows=rows, extra={**before.extra, "again": {**before.extra.get("again", {}), **made}})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,18 +141,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of models.json and models.md")
     options = parser.parse_args(argv)
-    result, faults = Result.new("models", COMMAND), 0
+    whole = len(options.names) == len(ARCHITECTURES)
+    command = COMMAND if whole else f"python -m tests.models.sweep --names {' '.join(options.names)}"
+    result, faults = Result.new("models", command), 0
     todo = list(cases(options.names))
-    published = len(options.names) == len(ARCHITECTURES)
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         for number, (case, row) in enumerate(zip(todo, pool.map(run, todo)), 1):
             faults += bool(row.faults)
             text = "ok" if not row.faults else "FAULT " + "; ".join(row.faults)[:400]
             print(f"{' '.join(case)}: {row.seconds:.1f} s, {row.kernels} launches, {text}", flush=True)
             result = replace(result.with_rows([measured(case, row)]), complete=number == len(todo))
-            if published:
-                result.write(options.out / "models.json")
-                (options.out / "models.md").write_text(page(result, faults, len(todo)))
+            if whole:
+                publish(result, len(todo), options.out)
+    if not whole:
+        before = Result.read(options.out / "models.json")
+        publish(with_rows_again(before, options.names, result), len(before.rows), options.out)
     print(f"{len(todo)} runs, {faults} with a fault")
     return 1 if faults else 0
 

@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import fusec
-from tests.models import harness
+from bench.schema import Result
+from bench.schema import Row as Measured
+from tests.models import harness, sweep
 from tests.models.architectures import ARCHITECTURES, BY_NAME
-from tests.models.harness import Row, check, compare
+from tests.models.harness import Draw, InFloat64, Row, check, compare
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("clean")
@@ -53,12 +57,31 @@ def test_a_wrong_number_is_a_fault() -> None:
     exact = torch.randn(64, dtype=torch.float64)
     eager, wrong = exact.float(), exact.float()
     wrong[3] += 1e-3
-    assert compare({"y": eager}, {"y": eager}, {"y": exact})[2] == []
-    (fault,) = compare({"y": wrong}, {"y": eager}, {"y": exact})[2]
-    assert fault.startswith("y: error")
-    (fault,) = compare({"y": eager.double()}, {"y": eager}, {"y": exact})[2]
+    right, off = (Draw({"y": y}, {"y": eager}, {"y": exact}) for y in (eager, wrong))
+    assert compare(right)[2] == [] and compare(right, right)[2] == []
+    (fault,) = compare(off)[2]
+    assert fault.startswith("y: error") and compare(right, off)[2] != []
+    (fault,) = compare(replace(right, seen={"y": eager.double()}))[2]
     assert "float64" in fault
-    assert compare({}, {"y": eager}, {"y": exact})[2] == ["only one has y"]
+    assert compare(replace(right, seen={}))[2] == ["only one has y"]
+
+
+def test_the_reference_is_in_float64_where_a_model_asks_for_float32() -> None:
+    x = torch.randn(5, dtype=torch.float64)
+    with InFloat64():
+        found = (x.float(), x.to(torch.float32), torch.log_softmax(x, -1, dtype=torch.float32), torch.zeros(2).float())
+        assert {y.dtype for y in found} == {torch.float64}
+        assert x.to(torch.bfloat16).dtype is torch.bfloat16
+    assert x.float().dtype is torch.float32
+
+
+def test_a_later_run_of_some_architectures_replaces_their_rows_and_says_so() -> None:
+    rows = [
+        Measured(name, "fusec", "training", error=error) for name, error in (("bert", 0.5), ("t5", 1.8), ("t5", 0.4))
+    ]
+    before = Result.new("models", "all").with_rows(rows[:2])
+    after = sweep.with_rows_again(before, ["t5"], Result.new("models", "some").with_rows(rows[2:]))
+    assert after.rows == (rows[0], rows[2]) and "made by `some`" in after.extra["again"]["t5"]
 
 
 def test_a_graph_run_eagerly_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fusec
 from fusec.demos import crepe, minilm
-from tests.models.harness import compare, leaves
+from tests.models.harness import Draw, compare, leaves
 from tests.models.pretrained import ESPRESSO, coffee, efficientnet, noise, silent_start, silero, vowel
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -29,7 +29,7 @@ def compiled_output(model: nn.Module, dtype: torch.dtype, *inputs: Tensor) -> An
     with torch.inference_mode():
         expected, precise = model(*cast), copy.deepcopy(model).double()(*exact)
         seen = fusec.compile(model, options={"strict": True})(*cast)
-    _, _, faults = compare(dict(leaves(seen)), dict(leaves(expected)), dict(leaves(precise)))
+    _, _, faults = compare(Draw(*(dict(leaves(x)) for x in (seen, expected, precise))))
     assert faults == []
     stats = fusec.stats()
     assert stats["kernels_launched"] > 0 and (stats["graphs"], stats["graph_breaks"]) == (1, 0)
