@@ -10,6 +10,7 @@ Enters: a Case, a device, and whether sizes are full or small. Leaves: a Work, a
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -227,6 +228,33 @@ def _adamw(width: int) -> Work:
     return Work(adamw, (_parameters(width), _parameters(width), _parameters(width), squares))
 
 
+def _gpt2_parameters(width: int, layers: int, vocabulary: int) -> list[torch.nn.Parameter]:
+    """12 tensors a layer and 4 more, of GPT-2's shapes: 148 of them for 12 layers."""
+    w = width
+    layer = [(w,), (w,), (w, 3 * w), (3 * w,), (w, w), (w,), (w,), (w,), (w, 4 * w), (4 * w,), (4 * w, w), (w,)]
+    shapes = [(vocabulary, w), (1024, w), *(layer * layers), (w,), (w,)]
+    return [torch.nn.Parameter(normal(*s, dtype=torch.float32)) for s in shapes]
+
+
+def _step_of(kind: type[torch.optim.Optimizer], options: dict[str, Any], **sizes: int) -> Work:
+    """The second step of an optimizer, without the graph breaks that torch puts around it."""
+    parameters = _gpt2_parameters(**sizes)
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer = kind(parameters, foreach=True, **options)  # type: ignore[call-arg]
+    optimizer.step()
+    step = torch.no_grad()(inspect.unwrap(kind.step))
+    return Work(lambda: step(optimizer), (), parameters=tuple(parameters))
+
+
+def _adamw_step(**sizes: int) -> Work:
+    return _step_of(torch.optim.AdamW, {}, **sizes)
+
+
+def _momentum_step(**sizes: int) -> Work:
+    return _step_of(torch.optim.SGD, {"momentum": 0.9}, **sizes)
+
+
 def _model(build: Callable[..., Callable[[Tensor], Tensor]], batch: int, tokens: int, **sizes: int) -> Work:
     return Work(build(**sizes), (torch.randint(0, sizes["vocabulary"], (batch, tokens)),))
 
@@ -254,6 +282,7 @@ _LLAMA = {
     "batch": 16, "tokens": 1024, "hidden": 1024, "heads": 16, "kv_heads": 4, "intermediate": 2816, "vocabulary": 32000
 }  # fmt: skip
 _BERT = {"batch": 64, "tokens": 256, "hidden": 384, "heads": 12, "vocabulary": 30522}
+_GPT2_PARAMETERS = {"width": 768, "layers": 12, "vocabulary": 50257}
 _GPT2 = {"batch": 32, "tokens": 512, "hidden": 768, "heads": 12, "vocabulary": 50257}
 
 _ALL = (
@@ -280,6 +309,10 @@ _ALL = (
          _rows(16384, 2048), _rows(9, 33)),
     Case("clip_grad_norm", "global norm of 20 gradients, scale each", _clip_grad_norm, {"width": 1024}, {"width": 3}),
     Case("adamw_foreach", "AdamW over 20 parameters", _adamw, {"width": 1024}, {"width": 3}),
+    Case("adamw_step", "AdamW.step() over GPT-2's 148 parameters", _adamw_step, _GPT2_PARAMETERS,
+         {"width": 3, "layers": 1, "vocabulary": 5}, gpu=False),
+    Case("sgd_momentum_step", "SGD.step() with momentum, the same", _momentum_step, _GPT2_PARAMETERS,
+         {"width": 3, "layers": 1, "vocabulary": 5}, gpu=False),
     Case("llama_infer", "2-layer Llama, logits", _llama, _LLAMA,
          {"batch": 2, "tokens": 8, "hidden": 32, "heads": 4, "kv_heads": 2, "intermediate": 48, "vocabulary": 50},
          gpu=False),

@@ -148,7 +148,7 @@ def necessary(
 
 def implied(peer: Peer, counts: Counts) -> Peer:
     """The peer with its bytes / minimum: kernels that move (1 + avoidable) times what they must, and the same calls."""
-    if peer.bytes_ratio is not None or peer.calls != counts.calls:
+    if peer.bytes_ratio is not None or peer.avoidable is None or peer.calls != counts.calls:
         return peer
     moved = counts.must * (1 + peer.avoidable) + counts.call_bytes
     return replace(peer, bytes_ratio=round(moved / counts.minimum, 2))
@@ -210,6 +210,8 @@ def above(row: Row) -> str:
     if not row.counts:
         return row.note
     ours, peer = row.counts, PEER[row.case]
+    if peer.kernels is None or peer.calls is None or peer.avoidable is None:
+        return ""
     found = []
     if ours["kernels"] + ours["calls"] > peer.kernels + peer.calls:
         found.append("launches")
@@ -229,7 +231,7 @@ def cells(rows: Iterable[Row]) -> list[list[Cell]]:
             form = "{:.2f}" if field.endswith("ratio") or field == "avoidable" else "{:.0f}"
             both = (counts.get(field) for counts in (row.counts, peers[row.case]))
             line.append(" / ".join("-" if n is None else form.format(n) for n in both))
-        lines.append([*line, above(row) or "no"])
+        lines.append([*line, above(row) or ("no" if peers[row.case] else "-")])
     return lines
 
 

@@ -17,13 +17,17 @@ class Peer:
 
     bytes_ratio: None where library calls move most of the bytes: it then follows from what as many calls move and
     from `avoidable` (`bench.metered.implied`).
+    All are None where the peer's code was not counted.
     """
 
-    kernels: int
-    calls: int
+    kernels: int | None
+    calls: int | None
     bytes_ratio: float | None
-    avoidable: float
-    requested_ratio: float
+    avoidable: float | None
+    requested_ratio: float | None
+
+
+NOT_COUNTED = Peer(None, None, None, None, None)
 
 
 PEER: dict[str, Peer] = {
@@ -38,6 +42,8 @@ PEER: dict[str, Peer] = {
     "quant_fp8_rowwise": Peer(1, 0, 1.00, 0.00, 1.67),
     "clip_grad_norm": Peer(51, 0, 1.50, 0.50, 1.00),
     "adamw_foreach": Peer(3, 0, 1.00, 0.00, 1.00),
+    "adamw_step": NOT_COUNTED,
+    "sgd_momentum_step": NOT_COUNTED,
     "llama_infer": Peer(17, 17, None, 0.22, 1.53),
     "bert_infer": Peer(7, 14, None, 0.15, 1.05),
     "gpt2_infer": Peer(11, 11, None, 0.33, 1.21),

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch._decomp import get_decompositions
 from torch.utils._pytree import tree_map_only
 
+from fusec.capture.coefficients import coefficient_table
 from fusec.capture.foreach import foreach_table
 from fusec.capture.random import random_table
 
@@ -216,6 +217,7 @@ def _cached_table() -> dict[Any, Decomposition]:
     table.update({op: _in_float32(f) for op, f in get_decompositions(_resolve(_POINTWISE)).items()})
     table[aten.index_add.default] = _checking_shapes(table[aten.index_add.default])
     table.update(foreach_table())
+    table.update(coefficient_table())
     table.update(_own())
     return table
 

@@ -18,7 +18,7 @@ import operator
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -97,7 +97,7 @@ def backend(
     version_limit: tuples of sizes compiled for one symbolic graph; beyond it new sizes run the aten graph
                    eagerly, and `on_eager(graph, reason)` is told once. None: no limit.
     """
-    sources = dynamo_names(gm)
+    sources, attributes = dynamo_names(gm), attribute_names(gm)
     writing: list[CapturedGraph] = []
     forward: list[CapturedGraph] = []
 
@@ -113,7 +113,7 @@ def backend(
             graph = CapturedGraph(
                 graph_module,
                 tuple(inputs),
-                placeholder_names(graph_module, sources),
+                placeholder_names(graph_module, sources, attributes),
                 kind,
                 f"{name}_backward" if kind == "backward" else name,
             )
@@ -299,21 +299,34 @@ def dynamo_names(gm: GraphModule) -> tuple[str, ...]:
 def _dynamo_name(node: Node) -> str:
     argument = node.meta.get("grapharg")
     source = getattr(argument, "source", None) if argument is not None else getattr(node, "_dynamo_source", None)
+    return _source_name(source) or str(node.target)
+
+
+def _source_name(source: Any) -> str:
     name = getattr(source, "name", None)
     text = name() if callable(name) else name  # a method before torch 2.12, a property since
-    return readable_name(text) if isinstance(text, str) and text else str(node.target)
+    return readable_name(text) if isinstance(text, str) and text else ""
 
 
-def placeholder_names(graph_module: GraphModule, sources: Sequence[str]) -> tuple[str, ...]:
-    """The user's name of each placeholder of an aten graph, given the names of Dynamo's placeholders."""
-    return tuple(_aten_name(node, sources) for node in graph_module.graph.nodes if node.op == "placeholder")
+def attribute_names(gm: GraphModule) -> dict[str, str]:
+    """The user's names of tensors that Dynamo made attributes of its graph: an optimizer's parameters and state."""
+    sources = getattr(gm, "_param_name_to_source", None) or {}
+    return {target: name for target, source in sources.items() if (name := _source_name(source))}
 
 
-def _aten_name(node: Node, sources: Sequence[str]) -> str:
+def placeholder_names(
+    graph_module: GraphModule, sources: Sequence[str], attributes: Mapping[str, str]
+) -> tuple[str, ...]:
+    """The user's name of each placeholder of an aten graph, given the names of Dynamo's placeholders and attributes."""
+    placeholders = (node for node in graph_module.graph.nodes if node.op == "placeholder")
+    return tuple(_aten_name(node, sources, attributes) for node in placeholders)
+
+
+def _aten_name(node: Node, sources: Sequence[str], attributes: Mapping[str, str]) -> str:
     described = node.meta.get("desc")
     target = getattr(described, "target", None)
     if isinstance(target, str):  # a parameter that AOTAutograd lifted
-        return target
+        return attributes.get(target, target)
     index = getattr(described, "idx", None)
     name = str(node.target)
     if not isinstance(index, int):

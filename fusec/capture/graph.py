@@ -31,6 +31,8 @@ __all__ = [
 KINDS = ("inference", "forward", "backward")
 
 _TOKEN = re.compile(r"\['([^']*)'\]|\.([A-Za-z_]\w*)|\[(\d+)\]")
+_STATE = re.compile(r"\.state\[list\(dict\.keys\(.*?(?:\['(\w+)'\]|\[(\d+)\]\])$")
+_PARAMETERS = re.compile(r"^.*\.param_groups\[\d+\]")
 _CONTAINERS = frozenset({"_modules", "_parameters", "_buffers"})
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _STACK_LINE = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
@@ -70,7 +72,13 @@ def readable_name(source: str) -> str:
 
     "L['self']._modules['encoder']._modules['0']._parameters['weight']" -> "encoder.0.weight"
     "L['x']" -> "x"      "L['batch']['ids']" -> "batch.ids"      "L['xs'][1]" -> "xs.1"      "L['args'][0]" -> "input"
+    "L['self'].param_groups[0]['params'][3].grad" -> "params.3.grad"
+    "L['self'].state[list(dict.keys(L['self'].state))[0]]['exp_avg']" -> "exp_avg"
     """
+    state = _STATE.search(source)
+    if state is not None:  # of an optimizer: by the key, or where Dynamo knows only its place, by that
+        return state.group(1) or f"state.{state.group(2)}"
+    source = _PARAMETERS.sub("", source)
     tokens = [next(t for t in match if t) for match in _TOKEN.findall(source) if any(match)]
     in_module = any(t in _CONTAINERS for t in tokens)
     if in_module and len(tokens) > 1:

@@ -26,7 +26,7 @@ def test_a_case_runs_in_eager_at_small_sizes(name: str) -> None:
     case = CASES[name]
     assert case.small.keys() == case.full.keys()
     work = case.build("cpu", small=True)
-    outputs = tensors_of(work.fn(*work.args))
+    outputs = tensors_of(work.fn(*work.args)) or list(work.parameters)
     assert outputs and all(o.numel() and o.float().isfinite().all() for o in outputs)
 
 

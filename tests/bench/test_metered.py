@@ -45,6 +45,15 @@ def test_a_library_call_counts_its_operands() -> None:
     assert counts.avoidable == 0.0
 
 
+def test_an_input_that_is_written_is_read_and_left() -> None:
+    def momentum(p: torch.Tensor, g: torch.Tensor, m: torch.Tensor) -> None:
+        m.mul_(0.9).add_(g)
+        p.sub_(m, alpha=0.1)
+
+    counts = count(scheduled(momentum, *(torch.empty(64, 33) for _ in range(3))))
+    assert counts.minimum == counts.must == counts.kernel_bytes == 4 * 64 * 33 * (3 + 2)
+
+
 def test_what_kernels_hand_to_each_other_is_avoidable() -> None:
     def two_rows_at_a_time(x: torch.Tensor) -> torch.Tensor:
         first = torch.softmax(x, 1)

@@ -25,6 +25,13 @@ from fusec.capture.graph import CapturedGraph, is_symbolic, readable_name, trim_
         ("L['args'][0]", "input"),
         ("L['args'][1]", "input_1"),
         ("L['kwargs']['input_ids']", "input_ids"),
+        ("L['self'].param_groups[0]['params'][3].grad", "params.3.grad"),
+        ("L['self'].state[list(dict.keys(L['self'].state))[1]]['exp_avg']", "exp_avg"),
+        (
+            "L['opt'].state[list(dict.keys(L['opt'].state))[0]]"
+            "[list(dict.keys(L['opt'].state[list(dict.keys(L['opt'].state))[0]]))[2]]",
+            "state.2",
+        ),
         ("weird", "weird"),
     ],
 )

@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.schedules import capture
+from bench.cases import CASES
+from bench.schedules import capture, schedules
 from bench.schedules import scheduled as graph_schedule
 from bench.training import TRAINING
 from fusec.codegen.kernel import generate_kernel
 from fusec.config import Config
-from fusec.ir.kernels import KernelPlan, KernelSource
+from fusec.ir.kernels import KernelPlan, KernelSource, Schedule
 from fusec.lowering import lower
 from fusec.runtime.build import compile_request
 from fusec.runtime.compiler import Artifact, compile_kernel
@@ -121,3 +122,19 @@ def test_training_steps_do_not_spill(name: str) -> None:
             source = generate_kernel(plan, steps.table, Config(target="sm_90"))
             for arch in ARCHITECTURES:
                 assert compiled(source, arch).spills == 0, f"sm_{arch}\n{source.text}"
+
+
+@pytest.fixture(scope="module")
+def step_of_148_tensors() -> Schedule:
+    (steps,) = schedules(CASES["adamw_step"].build)
+    return steps
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_an_optimizer_step_does_not_spill(step_of_148_tensors: Schedule, arch: int) -> None:
+    plans = [s for s in step_of_148_tensors.steps if isinstance(s, KernelPlan)]
+    assert len(plans) == 3 and sum(len(p.parts) for p in plans) == 2 * 148
+    for plan in plans:
+        source = generate_kernel(plan, step_of_148_tensors.table, Config(target="sm_90"))
+        artifact = compiled(source, arch)
+        assert artifact.spills == 0 and artifact.registers <= 64, source.text

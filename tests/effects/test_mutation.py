@@ -263,36 +263,6 @@ def test_running_statistics_and_gradients() -> None:
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
 
 
-OPTIMIZERS: list[tuple[type[torch.optim.Optimizer], dict[str, Any]]] = [
-    (torch.optim.SGD, {"lr": 0.1}),
-    (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
-    (torch.optim.Adam, {"lr": 0.01}),
-    (torch.optim.AdamW, {"lr": 0.01, "amsgrad": True}),
-    (torch.optim.RMSprop, {"lr": 0.01, "centered": True}),
-    (torch.optim.Adagrad, {"lr": 0.01}),
-]
-
-
-@pytest.mark.parametrize(("kind", "options"), OPTIMIZERS, ids=[f"{k.__name__}-{len(o)}" for k, o in OPTIMIZERS])
-def test_an_optimizer_step_writes_its_parameters_in_kernels(
-    kind: type[torch.optim.Optimizer], options: dict[str, Any]
-) -> None:
-    states = []
-    for compiled in (True, False):
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
-        optimizer = kind(net.parameters(), foreach=True, **options)  # type: ignore[call-arg]
-        step = fusec.compile(optimizer.step) if compiled else optimizer.step
-        for _ in range(3):
-            for p in net.parameters():
-                p.grad = torch.randn(p.shape)
-            step()
-        states.append((net.state_dict(), optimizer.state_dict()["state"]))
-    torch.testing.assert_close(states[0], states[1], rtol=1e-5, atol=1e-6)
-    counted = fusec.stats()
-    assert counted["kernels_launched"] and not counted["extern_calls"] and not counted["fallbacks"]
-
-
 # -- tools ----------------------------------------------------------------------------------------
 
 
