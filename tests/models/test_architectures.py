@@ -76,9 +76,8 @@ def test_the_reference_is_in_float64_where_a_model_asks_for_float32() -> None:
 
 
 def test_a_later_run_of_some_architectures_replaces_their_rows_and_says_so() -> None:
-    rows = [
-        Measured(name, "fusec", "training", error=error) for name, error in (("bert", 0.5), ("t5", 1.8), ("t5", 0.4))
-    ]
+    errors = {"bert": 0.5, "t5": 1.8}
+    rows = [Measured(name, "fusec", "training", error=error) for name, error in (*errors.items(), ("t5", 0.4))]
     before = Result.new("models", "all").with_rows(rows[:2])
     after = sweep.with_rows_again(before, ["t5"], Result.new("models", "some").with_rows(rows[2:]))
     assert after.rows == (rows[0], rows[2]) and "made by `some`" in after.extra["again"]["t5"]
