@@ -5,15 +5,21 @@ After a change of generated text: python -m tests.inspect.test_documents
 
 from __future__ import annotations
 
+import inspect
 import re
 import runpy
+import sys
 import tempfile
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import fusec
 from fusec import cli
-from fusec.api import reset
+from fusec.api import reset, stats
 from fusec.inspect.explain import Explanation
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +67,31 @@ def test_the_readme_shows_the_kernel_that_is_generated(tmp_path: Path) -> None:
 def test_the_example_is_twelve_lines() -> None:
     code = BLOCK.findall(README.read_text())[0]
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
+
+
+def test_the_optimizer_steps_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are a step of AdamW; the second scales the gradients to a norm of 1 first."""
+    (code,) = [block for block in BLOCK.findall((ROOT / "docs" / "guide.md").read_text()) if "clipped_step" in block]
+    (tmp_path / "train.py").write_text(code)
+    models = [torch.nn.Linear(5, 3) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    ours, theirs = (torch.optim.AdamW(m.parameters(), lr=0.1) for m in models)
+    for model in models:
+        model(torch.ones(2, 5)).square().sum().backward()
+    reset()
+    train: Any = types.ModuleType("train")
+    vars(train).update(fusec=fusec, inspect=inspect, torch=torch, optimizer=ours, model=models[0])
+    monkeypatch.setitem(sys.modules, "train", train)  # where Dynamo looks for the functions' globals
+    exec(compile(code, tmp_path / "train.py", "exec"), vars(train))
+    train.step()
+    norm = train.clipped_step()
+    theirs.step()
+    torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(models[1].parameters(), 1.0))
+    theirs.step()
+    for got, want in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got.grad, want.grad)
+    assert stats()["graphs"] == 2 and not stats()["fallbacks"]
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/guide.md"])
