@@ -236,19 +236,32 @@ def _gpt2_parameters(width: int, layers: int, vocabulary: int) -> list[torch.nn.
     return [torch.nn.Parameter(normal(*s, dtype=torch.float32)) for s in shapes]
 
 
-def _step_of(kind: type[torch.optim.Optimizer], options: dict[str, Any], **sizes: int) -> Work:
-    """The second step of an optimizer, without the graph breaks that torch puts around it."""
+def _step_of(
+    kind: type[torch.optim.Optimizer], options: dict[str, Any], max_norm: float | None = None, **sizes: int
+) -> Work:
+    """The second step of an optimizer, without the graph breaks that torch puts around it; its gradients clipped."""
     parameters = _gpt2_parameters(**sizes)
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
     optimizer = kind(parameters, foreach=True, **options)  # type: ignore[call-arg]
     optimizer.step()
-    step = torch.no_grad()(inspect.unwrap(kind.step))
-    return Work(lambda: step(optimizer), (), parameters=tuple(parameters))
+    step = inspect.unwrap(kind.step)
+
+    @torch.no_grad()
+    def clip_and_step() -> None:
+        if max_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        step(optimizer)
+
+    return Work(clip_and_step, (), parameters=tuple(parameters))
 
 
 def _adamw_step(**sizes: int) -> Work:
     return _step_of(torch.optim.AdamW, {}, **sizes)
+
+
+def _clip_adamw_step(**sizes: int) -> Work:
+    return _step_of(torch.optim.AdamW, {}, 1.0, **sizes)
 
 
 def _momentum_step(**sizes: int) -> Work:
@@ -310,6 +323,8 @@ _ALL = (
     Case("clip_grad_norm", "global norm of 20 gradients, scale each", _clip_grad_norm, {"width": 1024}, {"width": 3}),
     Case("adamw_foreach", "AdamW over 20 parameters", _adamw, {"width": 1024}, {"width": 3}),
     Case("adamw_step", "AdamW.step() over GPT-2's 148 parameters", _adamw_step, _GPT2_PARAMETERS,
+         {"width": 3, "layers": 1, "vocabulary": 5}, gpu=False),
+    Case("clip_adamw_step", "clip_grad_norm_, then AdamW.step()", _clip_adamw_step, _GPT2_PARAMETERS,
          {"width": 3, "layers": 1, "vocabulary": 5}, gpu=False),
     Case("sgd_momentum_step", "SGD.step() with momentum, the same", _momentum_step, _GPT2_PARAMETERS,
          {"width": 3, "layers": 1, "vocabulary": 5}, gpu=False),

@@ -43,6 +43,7 @@ PEER: dict[str, Peer] = {
     "clip_grad_norm": Peer(51, 0, 1.50, 0.50, 1.00),
     "adamw_foreach": Peer(3, 0, 1.00, 0.00, 1.00),
     "adamw_step": NOT_COUNTED,
+    "clip_adamw_step": NOT_COUNTED,
     "sgd_momentum_step": NOT_COUNTED,
     "llama_infer": Peer(17, 17, None, 0.22, 1.53),
     "bert_infer": Peer(7, 14, None, 0.15, 1.05),
