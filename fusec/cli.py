@@ -24,7 +24,7 @@ import triton
 
 from fusec.api import explain
 from fusec.config import Config
-from fusec.demos import crepe, minilm, smollm2
+from fusec.demos import crepe, minilm, smollm2, train
 from fusec.errors import FusecError
 from fusec.inspect.rows import table
 from fusec.ir.printer import format_bytes
@@ -33,7 +33,12 @@ from fusec.runtime.cache import CacheError, cache_directory, clear, usage
 
 __all__ = ["main"]
 
-DEMOS: dict[str, Callable[[Path], None]] = {"minilm": minilm.run, "smollm2": smollm2.run, "crepe": crepe.run}
+DEMOS: dict[str, Callable[[argparse.Namespace], int | None]] = {
+    "minilm": lambda given: minilm.run(given.out),
+    "smollm2": lambda given: smollm2.run(given.out),
+    "crepe": lambda given: crepe.run(given.out),
+    "train": lambda given: train.run(given.out, given.steps, given.weights),
+}
 DTYPES = {
     "f32": torch.float32,
     "f16": torch.float16,
@@ -66,8 +71,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fusec {_version('fusec')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="watch a pretrained model being captured, fused, compiled and explained")
+    demo = commands.add_parser("demo", help="watch a model being captured, fused, compiled, explained; or trained")
     demo.add_argument("model", nargs="?", default="minilm", choices=sorted(DEMOS), help="which model (minilm)")
+    demo.add_argument("--steps", type=_positive, default=50, help="of the training run (50)")
+    demo.add_argument(
+        "--weights",
+        default="random",
+        choices=train.WEIGHTS,
+        help="that the training run starts from (random); smollm2 takes minutes a step without a GPU",
+    )
     demo.add_argument("--out", type=Path, default=Path("fusec_kernels"), help="folder for the kernels' scripts")
     demo.set_defaults(run=_demo)
 
@@ -98,8 +110,15 @@ def _version(package: str) -> str:
         return str(versions()["fusec"]) if package == "fusec" else "not installed"
 
 
-def _demo(given: argparse.Namespace) -> None:
-    DEMOS[given.model](given.out)
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _demo(given: argparse.Namespace) -> int | None:
+    return DEMOS[given.model](given)
 
 
 # -- explain --------------------------------------------------------------------------------------

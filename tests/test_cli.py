@@ -11,7 +11,7 @@ import torch
 
 from fusec import cli
 from fusec.config import Config
-from fusec.demos import minilm
+from fusec.demos import crepe, minilm
 from fusec.errors import FusecError
 from fusec.runtime.cache import Cache, Entry
 
@@ -83,7 +83,7 @@ def test_a_demo_without_its_weights_says_what_to_install(
 
 def test_the_demo_gets_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Path] = []
-    monkeypatch.setitem(cli.DEMOS, "crepe", seen.append)
+    monkeypatch.setattr(crepe, "run", seen.append)
     assert cli.main(["demo", "crepe", "--out", str(tmp_path)]) == 0
     assert cli.main(["demo", "crepe"]) == 0
     assert seen == [tmp_path, Path("fusec_kernels")]
