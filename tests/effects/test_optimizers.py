@@ -122,6 +122,17 @@ def test_a_loop_over_tensors_is_no_more_launches(name: str) -> None:
     assert counted["kernels_launched"] == 3 * launches
 
 
+@pytest.mark.parametrize("name", ["rmsprop", "nadam"])
+def test_a_step_compiles_for_a_gpu(name: str) -> None:
+    """The interpreter takes numbers where functions on a GPU may not: the base of a power, in every bias correction."""
+    kind, options, launches, _ = KINDS[name]
+    params = parameters(shapes=SHAPES[:1])
+    new_gradients(params, 0)
+    built = fusec.precompile(kind(params, foreach=True, **options).step, target="sm_90")  # type: ignore[call-arg]
+    assert not built.explanation.fallbacks and len(built.kernels) == launches
+    assert all(k.artifacts[90].spills == 0 for k in built.kernels)
+
+
 def test_an_optimizer_in_plain_pytorch() -> None:
     assert check(lambda params: Lion(params, lr=0.01), 4)["kernels_launched"] == 3
 
