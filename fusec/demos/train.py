@@ -36,7 +36,7 @@ from fusec.inspect.explain import Explanation
 from fusec.inspect.rows import table
 from fusec.ir.printer import format_bytes
 
-__all__ = ["GPT", "WEIGHTS", "Result", "Sizes", "Task", "compare", "run", "task"]
+__all__ = ["GPT", "WEIGHTS", "Pretrained", "Result", "Sizes", "Task", "compare", "run", "task"]
 
 Batch = tuple[Tensor, Tensor]
 Compiler = Callable[[Any], Any]

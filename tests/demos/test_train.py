@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 
 import fusec
 from fusec import cli
-from fusec.demos import train
+from fusec.demos import smollm2, train
 from fusec.demos.curves import panels, picture
 from fusec.inspect.explain import Explanation
 
@@ -59,6 +60,29 @@ def test_a_wrong_gradient_is_not_within_the_spread() -> None:
 def test_nan_is_not_equal() -> None:
     nan = [1.0, float("nan")]
     assert not train.Result([1.0, 1.0], nan, ([1.0, 1.0],)).equal
+
+
+def test_a_pretrained_model_is_trained_on_its_own_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=128,
+        tie_word_embeddings=True,
+    )
+    step = smollm2.Step(transformers.LlamaForCausalLM(config).eval())
+
+    def tokenizer(text: str) -> Any:
+        return SimpleNamespace(input_ids=[ord(c) % 128 for c in text])
+
+    monkeypatch.setattr(smollm2, "load", lambda: smollm2.SmolLM2(step, tokenizer, lambda n: None))
+    given = train.task(3, weights="smollm2")
+    assert isinstance(given.model, train.Pretrained) and given.model.training
+    result = train.compare(given, partial(fusec.compile, options=STRICT), again=2)
+    assert result.equal and result.eager[0] != result.eager[2] and fusec.stats()["kernels_launched"]
 
 
 README = Path(__file__).parents[2] / "README.md"
