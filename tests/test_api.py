@@ -184,6 +184,8 @@ def test_inputs_written_in_place() -> None:
     for i in range(4):
         torch.testing.assert_close(step(cache, torch.full((3,), i + 1.0), i), cache.sum(0))
     assert cache[:, 0].tolist() == [1.0, 2.0, 3.0, 4.0]
+    counted = fusec.stats()  # from its second value on the position is a number of the graph
+    assert counted["graphs"] == 2 and not counted["fallbacks"] and counted["kernels_launched"] >= 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool])

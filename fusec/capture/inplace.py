@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 
 __all__ = ["keep_old_values", "mutated_inputs", "write_in_place"]
 
@@ -144,9 +145,9 @@ def _write(graph: Graph, link: Node, target: Node) -> None:
     source, where = link.args[1], link.args[2:]
     nested = source if isinstance(source, Node) and _scatters_into_the_view(link, source) else None
     view = graph.call_function(_VIEW_OF[link.target], (target, *where), link.kwargs)
-    like = target.meta["val"]
+    args, kwargs = map_arg((view.args, view.kwargs), lambda n: n.meta["val"])  # a position may be a number of the graph
     with torch.no_grad():
-        view.meta = {**link.meta, "val": _VIEW_OF[link.target](like, *where, **link.kwargs)}
+        view.meta = {**link.meta, "val": _VIEW_OF[link.target](*args, **kwargs)}
     if nested is not None:
         _write(graph, nested, view)
         return
