@@ -206,6 +206,7 @@ class Step:
     def worst(self, *precisions: str) -> tuple[float, str]:
         """The largest error over its limit of anything compiled, and what it is."""
         found = self.errors(*precisions)
+        assert all(map(math.isfinite, found[EAGER].values())), found[EAGER]
         floor = torch.finfo(self.dtype).eps / 2
         return max(
             (
@@ -218,9 +219,12 @@ class Step:
 
 
 def _error(seen: Tensor, exact: Tensor) -> float:
-    """max |seen - exact| / max |exact| where exact is finite; infinite where it is not and seen is another."""
+    """max |seen - exact| / max |exact| where exact is finite; infinite where only one of them is."""
     seen, finite = seen.double(), exact.isfinite()
-    if not torch.equal(seen[~finite].nan_to_num(7.0), exact[~finite].nan_to_num(7.0)):
+    if (
+        not torch.equal(seen[~finite].nan_to_num(7.0), exact[~finite].nan_to_num(7.0))
+        or not seen[finite].isfinite().all()
+    ):
         return math.inf
     size = exact[finite].abs().max().item()
     away = (seen[finite] - exact[finite]).abs().max().item()
