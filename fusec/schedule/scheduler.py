@@ -1,6 +1,7 @@
 """The scheduling passes in order: Program -> Schedule.
 
 inline   pointwise producers into the places that read them
+pieces   nests that compute parts of a whole: all parts at one point; then inline once more
 fuse     groups of nests on common axes
 split    reductions with too few rows; then fuse once more
 plan     each group a launch
@@ -21,6 +22,7 @@ from fusec.schedule.cost import device_model
 from fusec.schedule.fuse import Group, Item, fuse
 from fusec.schedule.inline import inline
 from fusec.schedule.once import Once
+from fusec.schedule.pieces import in_pieces
 from fusec.schedule.plan import plan_group
 from fusec.schedule.split import is_workspace, split_reductions
 
@@ -36,6 +38,11 @@ def schedule(program: Program, config: Config, once: Once | None = None, apart: 
     decisions: tuple[FusionDecision, ...] = ()
     if config.fusion:
         program, decisions = inline(program, config, once, apart)
+        cut = in_pieces(program, once, apart)
+        if cut is not None:
+            accepted = tuple(d for d in decisions if d.accepted)  # the refused are asked again
+            program, decisions = inline(cut, config, once, apart)
+            decisions = (*accepted, *decisions)
     items, grouped = fuse(program, config, once, apart)
     if config.fusion:
         split = split_reductions(program, items, device, once, apart)
