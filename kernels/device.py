@@ -520,6 +520,32 @@ def exp_sum_of(m: tl.tensor, s: tl.tensor, axis: tl.constexpr = None) -> tl.tens
 
 
 @triton.jit
+def dev_sum_step(
+    first: tl.tensor, mean: tl.tensor, s: tl.tensor, count: tl.tensor, x: tl.tensor, inside: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """One step of a looped dev_sum, point by point (Welford): s is the sum of (x - mean)^2 of `count` values.
+
+    Means are kept relative to the first value: of numbers near 10000 that differ by 1 nothing is rounded away.
+    """
+    first = tl.where(inside & (count == 0.0), x, first)
+    count += tl.where(inside, 1.0, 0.0)
+    difference = tl.where(inside, x - first - mean, 0.0)
+    change = difference / tl.maximum(count, 1.0)
+    return first, mean + change, s + difference * (difference - change), count
+
+
+@triton.jit
+def dev_sum_of(
+    first: tl.tensor, mean: tl.tensor, s: tl.tensor, count: tl.tensor, axis: tl.constexpr = None
+) -> tl.tensor:
+    """The sum of (x - mean x)^2 from the points' means, sums and counts (Chan, Golub and LeVeque)."""
+    number = sum(count, axis)
+    mean += first - sum(first * count, axis) / number
+    apart = mean - sum(mean * count, axis) / number
+    return sum(s + count * apart * apart, axis)
+
+
+@triton.jit
 def prod(x: tl.tensor, axis: tl.constexpr = None) -> tl.tensor:
     return tl.reduce(x, axis, _multiply, keep_dims=axis is not None)
 

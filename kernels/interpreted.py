@@ -120,6 +120,32 @@ def _exp_sum_of(m: Any, s: Any, axis: Any = None) -> Any:
     return _tensor(result, s.dtype.scalar, dim is None)
 
 
+def _dev_sum_step(first: Any, mean: Any, s: Any, count: Any, x: Any, inside: Any) -> tuple[Any, ...]:
+    """One step of a looped dev_sum: the first value, the mean relative to it, the sum about that, and the count."""
+    values = (_array(v) for v in (first, mean, s, count, x))
+    start, centre, total, before, value, kept = torch.broadcast_tensors(*values, _array(inside, mean).to(torch.bool))
+    start = torch.where(kept & (before == 0), value, start)
+    after = before + kept.to(before.dtype)
+    difference = torch.where(kept, value - start - centre, 0.0)
+    change = difference / after.clamp(min=1.0)
+    results = (start, centre + change, total + difference * (difference - change), after)
+    return tuple(_tensor(r, mean.dtype.scalar, not mean.type.is_block()) for r in results)
+
+
+def _dev_sum_of(first: Any, mean: Any, s: Any, count: Any, axis: Any = None) -> Any:
+    """The sum of (x - mean x)^2 from the points' means, sums and counts."""
+    dim = _plain(axis)
+    start, centre, total, number = torch.broadcast_tensors(*(_array(v) for v in (first, mean, s, count)))
+    if dim is None:
+        start, centre, total, number = (v.reshape(1, -1) for v in (start, centre, total, number))
+    along = 1 if dim is None else dim
+    points = number.sum(along, keepdim=True)
+    centre = centre + start - (start * number).sum(along, keepdim=True) / points
+    apart = centre - (centre * number).sum(along, keepdim=True) / points
+    result = (total + number * apart * apart).sum(along, keepdim=True)
+    return _tensor(result, s.dtype.scalar, dim is None)
+
+
 def _philox(seed: Any, index: Any, word: Any) -> Any:
     """32 random bits at every point, as int32."""
     bits = philox(_array(seed), _array(index, seed), _plain(word))
@@ -284,6 +310,8 @@ device = SimpleNamespace(
     argmin=_positions(torch.lt),
     exp_sum_step=_exp_sum_step,
     exp_sum_of=_exp_sum_of,
+    dev_sum_step=_dev_sum_step,
+    dev_sum_of=_dev_sum_of,
     cumsum=_scan(lambda v, dim: torch.cumsum(v, dim, dtype=v.dtype)),
     cumprod=_scan(lambda v, dim: torch.cumprod(v, dim, dtype=v.dtype)),
     cummax=_scan(lambda v, dim: torch.cummax(v, dim).values),

@@ -339,7 +339,9 @@ class Emitter:
         dim = self.by_name[name]
         tiles = self._short(instr, self._reduction_operands(instr, operands, dim))
         if dim.kind is DimKind.LOOP:
-            self.section.lines += combine(instr, self.accumulators[instr.out], tiles, operands[0].dtype)
+            masked = instr.op == "dev_sum" and dim.mask is not None
+            mask = self.addresses.mask(frozenset({dim.name})) if masked else ""
+            self.section.lines += combine(instr, self.accumulators[instr.out], tiles, operands[0].dtype, mask)
             return
         text = reduce_call(instr, tiles, dim, operands[0].dtype)
         ops = sum(self.values[a].ops for a in instr.args) + 2
@@ -398,7 +400,7 @@ class Emitter:
             neutral = literal(2**63 - 1 if position else identity(instr.op, operand.dtype), wide)
             if operand.is_literal and (dim.mask is None or instr.out in self.padding.padded):
                 text = self._full(Operand(text, wide)).text
-            if instr.out in self.padding.padded:
+            if instr.out in self.padding.padded or instr.op == "dev_sum":
                 pass
             elif dim.mask is not None:
                 fill = literal(operand.literal, wide) if operand.is_literal else text
@@ -427,6 +429,10 @@ class Emitter:
                 names.append(self.names.fresh(f"{self.hints[instr.out]}_at"))
             elif instr.op == "exp_sum":  # the running maximum, and the sum relative to it
                 names.insert(0, self.names.fresh(f"{self.hints[instr.out]}_max"))
+            elif instr.op == "dev_sum":  # the first value, the mean relative to it, the sum about that, of how many
+                hint = self.hints[instr.out]
+                before_it = [self.names.fresh(f"{hint}_{part}") for part in ("first", "mean")]
+                names = [*before_it, *names, self.names.fresh(f"{hint}_count")]
             dtype = self._dtype_of(instr.args[0])
             before.lines += initial(instr, names, self.addresses.shape(spread), dtype)
             self.accumulators[instr.out] = names

@@ -16,7 +16,8 @@ from fusec.codegen.names import clean, is_quiet, op_name
 from fusec.ir.kernels import KernelPlan
 from fusec.ir.types import Buffer, Instr, Role
 
-_REDUCTIONS = {"sum": "total", "prod": "product", "max": "largest", "min": "smallest", "any": "some", "all": "every"}
+_REDUCTIONS = {"sum": "total", "prod": "product", "max": "largest", "min": "smallest", "any": "some", "all": "every",
+               "dev_sum": "deviations"}  # fmt: skip
 _OPS = {
     "not": "inverted", "and": "both", "or": "either", "lt": "below", "le": "at_most", "gt": "above", "ge": "at_least",
     "eq": "equal", "where": "chosen", "neg": "negated", "index": "position", "const": "constant", "mod": "remainder",
@@ -81,9 +82,11 @@ def _formula(instr: Instr, hints: Mapping[str, str], by_name: Mapping[str, Instr
     if instr.op == "rsqrt":
         return "rstd"
     if instr.op in ("div", "mul") and len(args) == 2:
-        total = next((a for a in args if by_name[a].op == "sum"), None)
+        total = next((a for a in args if by_name[a].op in ("sum", "dev_sum")), None)
         other = next((a for a in args if by_name[a].op == "const"), None)
         if total is not None and other is not None:
+            if by_name[total].op == "dev_sum":
+                return "var"
             return _mean_of(by_name[by_name[total].args[0]], hints)
         if instr.op == "mul" and args[0] == args[1]:
             return "squared"

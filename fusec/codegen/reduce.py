@@ -58,15 +58,18 @@ def initial(instr: Instr, names: list[str], shape: str, dtype: torch.dtype) -> l
     wide = accumulator_dtype(instr.op, dtype)
     neutral = literal(identity(instr.op, dtype), wide)
     lines = [f"{names[0]} = tl.full({shape}, {neutral.text}, {dtype_text(wide)})"]
-    if instr.op == "exp_sum":
-        lines.append(f"{names[1]} = tl.full({shape}, 0.0, {dtype_text(wide)})")
+    if instr.op in ("exp_sum", "dev_sum"):
+        lines += [f"{name} = tl.full({shape}, 0.0, {dtype_text(wide)})" for name in names[1:]]
     elif len(names) > 1:
         lines.append(f"{names[1]} = tl.full({shape}, {2**63 - 1}, tl.int64)")
     return lines
 
 
-def combine(instr: Instr, names: list[str], operands: list[Text], dtype: torch.dtype) -> list[str]:
-    """One iteration: the accumulators take in the tile's operands."""
+def combine(instr: Instr, names: list[str], operands: list[Text], dtype: torch.dtype, mask: str = "") -> list[str]:
+    """One iteration: the accumulators take in the tile's operands.
+
+    mask: where the tile lies inside the row. Only a dev_sum has need of it: no operand leaves a mean unchanged.
+    """
     op = _op(instr, dtype)
     if op in _AUGMENTED:
         return [f"{names[0]} {_AUGMENTED[op]} {operands[0].text}"]
@@ -77,13 +80,16 @@ def combine(instr: Instr, names: list[str], operands: list[Text], dtype: torch.d
     if op == "exp_sum":
         both = f"{names[0]}, {names[1]}"
         return [f"{both} = device.exp_sum_step({both}, {operands[0].text})"]
+    if op == "dev_sum":
+        state = ", ".join(names)
+        return [f"{state} = device.dev_sum_step({state}, {operands[0].text}, {mask or True})"]
     library = "device" if dtype.is_floating_point else "tl"
     return [f"{names[0]} = {library}.{op}imum({names[0]}, {operands[0].text})"]
 
 
 def finish(instr: Instr, names: list[str], dim: Dim, dtype: torch.dtype) -> Text:
     """After the loop: reduce the accumulators themselves."""
-    if instr.op == "exp_sum":
-        result = call("device.exp_sum_of", *names, *axis_argument(dim))
+    if instr.op in ("exp_sum", "dev_sum"):
+        result = call(f"device.{instr.op}_of", *names, *axis_argument(dim))
         return convert(result, accumulator_dtype(instr.op, dtype), instr.dtype)
     return reduce_call(instr, [Text(n) for n in names], dim, dtype)

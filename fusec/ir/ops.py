@@ -234,7 +234,14 @@ def _exp_sum(value: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
     return torch.exp(value - torch.amax(value, dim=dims, keepdim=True)).sum(dim=dims, keepdim=True)
 
 
+def _dev_sum(value: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
+    # sum of (x - mean x)^2: a variance before it is divided, in one pass where rows are looped
+    centred = value - torch.mean(value, dim=dims, keepdim=True)
+    return (centred * centred).sum(dim=dims, keepdim=True)
+
+
 _row("exp_sum", 1, _exp_sum, kind=OpKind.REDUCTION, cost=10)
+_row("dev_sum", 1, _dev_sum, kind=OpKind.REDUCTION, cost=4)
 _row("argmax", 2, _arg_extreme(torch.amax), kind=OpKind.REDUCTION, result=Result.INDEX, cost=3)
 _row("argmin", 2, _arg_extreme(torch.amin), kind=OpKind.REDUCTION, result=Result.INDEX, cost=3)
 
@@ -280,7 +287,7 @@ def is_scan(op: str) -> bool:
 def identity(op: str, dtype: torch.dtype) -> int | float | bool:
     """The value that leaves a reduction unchanged: what masked-out points contribute. Of a scan: where it starts."""
     op = _REDUCTION_OF.get(op, op)
-    if op in ("sum", "any"):
+    if op in ("sum", "any", "dev_sum"):
         return False if dtype is torch.bool else 0
     if op in ("prod", "all"):
         return True if dtype is torch.bool else 1
@@ -297,4 +304,6 @@ def identity(op: str, dtype: torch.dtype) -> int | float | bool:
         return lowest
     if op in ("min", "argmin"):
         return highest
-    raise KeyError(f"{op!r} is not a reduction; reductions are sum, prod, max, min, any, all, exp_sum, argmax, argmin")
+    raise KeyError(
+        f"{op!r} is not a reduction; reductions are sum, prod, max, min, any, all, exp_sum, dev_sum, argmax, argmin"
+    )

@@ -54,7 +54,7 @@ def _moments(ctx: Context, x: Ref, split: Split, eps: float) -> tuple[Ref, Ref]:
     """(mean, rstd), one value a row, in the accumulation dtype."""
     mean = mean_of(ctx, x, split)
     rstd = row_temporary(ctx, split, compute_dtype(x.dtype), "rstd")
-    return mean, spread_of(ctx, x, split, mean, rstd, _rsqrt_of(split.count, eps))
+    return mean, spread_of(ctx, x, split, rstd, _rsqrt_of(split.count, eps))
 
 
 def _scale_shift(
@@ -201,7 +201,7 @@ def _with_batch_statistics(
     count = split.count
     mean = mean_of(ctx, x, split)
     var = row_temporary(ctx, split, dtype, "var")
-    spread_of(ctx, x, split, mean, var, lambda nest, total: total / count)
+    spread_of(ctx, x, split, var, lambda nest, total: total / count)
     rstd = row_temporary(ctx, split, dtype, "rstd")
     with ctx.nest(rstd.shape) as nest:
         nest.store(rstd, nest.p, nest.op("rsqrt", nest.load(var, nest.p) + eps))

@@ -349,17 +349,15 @@ def mean_of(ctx: Context, x: Ref, split: Split, out: Ref | None = None) -> Ref:
     return reduce_rows(ctx, split, "sum", body, dtype, out, lambda nest, total: _divided(total, count))
 
 
-def spread_of(ctx: Context, x: Ref, split: Split, mean: Ref, out: Ref, finish: Finish) -> Ref:
-    """finish(sum over r of (x - mean)^2); mean has one value a row."""
+def spread_of(ctx: Context, x: Ref, split: Split, out: Ref, finish: Finish) -> Ref:
+    """finish(sum over r of (x - mean x)^2)."""
     dtype = compute_dtype(x.dtype)
 
     def body(nest: NestBuilder, where: Coordinates) -> Value:
-        row = split.row_of(where)
-        centre = nest.load(mean, row if mean.ndim == len(row) else split.join(row, [0] * len(split.reduced)))
-        difference = nest.load_f32(x, where) - centre
-        return difference * difference
+        value = nest.load_f32(x, where)
+        return value - value if split.count == 1 else value  # the mean of one element is the element
 
-    return reduce_rows(ctx, split, "sum", body, dtype, out, finish)
+    return reduce_rows(ctx, split, "dev_sum", body, dtype, out, finish)
 
 
 def _variance(ctx: Context, x: Ref, dims: Dims, correction: Number | None, out: Ref, root: bool) -> Ref:
@@ -378,7 +376,7 @@ def _variance(ctx: Context, x: Ref, dims: Dims, correction: Number | None, out: 
             value = total / nest.op("maximum", nest.index(count, total.dtype) - float(less), 0.0)
         return nest.op("sqrt", value) if root else value
 
-    spread_of(ctx, x, split, mean, out, finish)
+    spread_of(ctx, x, split, out, finish)
     return mean
 
 

@@ -458,12 +458,14 @@ def _where(body: Body, instr: Instr) -> str | None:
 
 
 def _reduction(body: Body, instr: Instr) -> str | Instr | None:
-    """sum x over r0 -> x if r0 has extent 1;  argmax(x, position) -> position;  the same of a scan"""
+    """sum x over r0 -> x if r0 has extent 1;  argmax(x, position) -> position;  dev_sum x -> x - x;  so do scans"""
     kept = tuple(a for a in instr.row_axes if body.extents[a] != 1)
     if len(kept) == len(instr.row_axes):
         return None
     if kept:
         return replace(instr, attrs=tuple((n, kept if n == "axes" else v) for n, v in instr.attrs))
+    if instr.op == "dev_sum":
+        return replace(instr, op="sub", args=instr.args * 2, attrs=())
     return instr.args[-1]
 
 

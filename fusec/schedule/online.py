@@ -1,4 +1,4 @@
-"""Online softmax sums: the sum of exp(x - max x) in the same pass that finds the maximum.
+"""Online reductions: what takes two passes over a row, the second with a result of the first, in one.
 
 Before: two passes                    After: one pass
   %1 = max[r0] %0                       %1 = max[r0] %0
@@ -6,33 +6,109 @@ Before: two passes                    After: one pass
   %3 = exp %2
   %4 = sum[r0] %3
 
+  %1 = sum[r0] %0                       %1 = sum[r0] %0
+  %2 = mul %1, 1/n                      %2 = mul %1, 1/n
+  %3 = sub %0, %2                       %3 = dev_sum[r0] %0
+  %4 = mul %3, %3
+  %5 = sum[r0] %4
+
 Milakov and Gimelshein, "Online normalizer calculation for softmax": every lane keeps its running maximum m and a
-sum s relative to it; a larger value rescales s by exp(m - m'). Worth it only where rows are looped: a row that is held
-in registers is read once in any case.
+sum s relative to it; a larger value rescales s by exp(m - m'). Welford: every lane keeps its running mean, and the sum
+of squares relative to it. Worth it only where rows are looped: a row that is held in registers is read once in any
+case, and there `two_passes` takes the mean first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import torch
+
 from fusec.ir.analysis import eliminate_dead
-from fusec.ir.types import Instr
+from fusec.ir.index import as_expr, as_int, product
+from fusec.ir.types import Axis, Instr
+from fusec.schedule.algebra import simplify_body
+
+__all__ = ["online_sums", "two_passes"]
 
 
-def online_sums(body: Sequence[Instr]) -> tuple[Instr, ...]:
-    """The body with every sum of exp(x - max x) computed online."""
+def online_sums(body: Sequence[Instr], axes: Sequence[Axis]) -> tuple[Instr, ...]:
+    """The body with every sum of exp(x - max x), and of (x - mean x)^2, computed online."""
     lines = {i.out: i for i in body if i.out is not None}
-    return eliminate_dead(tuple(_online(i, lines) for i in body))
+    return eliminate_dead(tuple(_online(i, lines, axes) for i in body))
 
 
-def _online(instr: Instr, lines: dict[str, Instr]) -> Instr:
+def _online(instr: Instr, lines: Mapping[str, Instr], axes: Sequence[Axis]) -> Instr:
     if instr.op != "sum" or not instr.dtype.is_floating_point:
         return instr
-    exponential = lines[instr.args[0]]
-    shifted = lines[exponential.args[0]] if exponential.op == "exp" else None
-    if shifted is None or shifted.op != "sub":
+    summed = lines[instr.args[0]]
+    if summed.op == "exp":
+        difference, name, inner = lines[summed.args[0]], "exp_sum", "max"
+    elif summed.op == "mul" and summed.args[0] == summed.args[1]:
+        difference, name, inner = lines[summed.args[0]], "dev_sum", "sum"
+    else:
         return instr
-    value, largest = shifted.args[0], lines[shifted.args[1]]
-    same = largest.op == "max" and largest.args[0] == value and set(largest.reduced_axes) == set(instr.reduced_axes)
-    return replace(instr, op="exp_sum", args=(value,)) if same else instr
+    if difference.op != "sub":
+        return instr
+    value, centre = difference.args[0], lines[difference.args[1]]
+    if name == "dev_sum":
+        total = _averaged(centre, lines, _points(instr, axes))
+        if total is None:
+            return instr
+        centre = total
+    same = centre.op == inner and centre.args[0] == value and set(centre.reduced_axes) == set(instr.reduced_axes)
+    return replace(instr, op=name, args=(value,)) if same else instr
+
+
+def _points(reduction: Instr, axes: Sequence[Axis]) -> int | None:
+    return as_int(product(a.extent for a in axes if a.name in reduction.reduced_axes))
+
+
+def _averaged(mean: Instr, lines: Mapping[str, Instr], points: int | None) -> Instr | None:
+    """The sum that a mean of that many points was taken of."""
+    if mean.op not in ("mul", "div") or points is None:
+        return None
+    total, factor = (lines[a] for a in mean.args)
+    if factor.op != "const" or total.op != "sum":
+        return None
+    wanted = torch.tensor(points if mean.op == "div" else 1 / points, dtype=mean.dtype)
+    return total if torch.tensor(factor.attr("value"), dtype=mean.dtype).equal(wanted) else None
+
+
+def two_passes(body: Sequence[Instr], axes: Sequence[Axis], held: frozenset[str]) -> tuple[Instr, ...]:
+    """The body with every dev_sum over axes that are held whole as the sum of (x - mean)^2, the mean taken first."""
+    if not any(i.op == "dev_sum" and held.issuperset(i.reduced_axes) for i in body):
+        return tuple(body)
+    result: list[Instr] = []
+    for instr in body:
+        if instr.op == "dev_sum" and held.issuperset(instr.reduced_axes):
+            result += _centred(instr, axes)
+        else:
+            result.append(instr)
+    return simplify_body(result, axes)
+
+
+def _centred(instr: Instr, axes: Sequence[Axis]) -> list[Instr]:
+    assert instr.out is not None
+    total, count, mean, apart, square = (f"{instr.out}.{n}" for n in ("total", "count", "mean", "apart", "square"))
+    (value,), dtype = instr.args, instr.dtype
+    points = product(a.extent for a in axes if a.name in instr.reduced_axes)
+
+    def line(out: str, op: str, args: tuple[str, ...], *attrs: tuple[str, object], of: torch.dtype = dtype) -> Instr:
+        return Instr(out, op, args, of, None, attrs, instr.origin)
+
+    number = as_int(points)
+    if number is None:
+        counted = [line(f"{count}.of", "index", (), ("expr", as_expr(points)), of=torch.int64)]
+        counted.append(line(count, "cast", (f"{count}.of",)))
+    else:
+        counted = [line(count, "const", (), ("value", float(number)))]
+    return [
+        replace(instr, out=total, op="sum"),
+        *counted,
+        line(mean, "div", (total, count)),
+        line(apart, "sub", (value, mean)),
+        line(square, "mul", (apart, apart)),
+        replace(instr, op="sum", args=(square,)),
+    ]

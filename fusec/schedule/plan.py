@@ -24,7 +24,7 @@ from fusec.schedule.axes import merge_axes, rewrite_axes
 from fusec.schedule.cost import PERSISTENT_LIMIT, DeviceModel, estimate, max_live
 from fusec.schedule.fuse import Group
 from fusec.schedule.once import Once
-from fusec.schedule.online import online_sums
+from fusec.schedule.online import online_sums, two_passes
 from fusec.schedule.phases import split_phases
 from fusec.schedule.predicted import extent_hint
 from fusec.schedule.reduced import ReducedShape, reduced_axes, reduced_shape
@@ -199,8 +199,10 @@ def _finish_plan(shape: _Shape, table: Mapping[str, Buffer], device: DeviceModel
     if looped == "r" and as_int(length) is None and tiles[0].block("x") == 1:
         buckets = _buckets(nest, shape, tiles, device)
         tiles = [bucket_of(buckets, extent_hint(length))]
+    held = reduced - set(dict(shape.dims)[looped] if looped else ())
+    nest = replace(nest, body=renumber(two_passes(nest.body, nest.axes, held)))
     if looped:
-        phases = split_phases(online_sums(nest.body), nest.axes, frozenset(dict(shape.dims)[looped]))
+        phases = split_phases(online_sums(nest.body, nest.axes), nest.axes, frozenset(dict(shape.dims)[looped]))
         names = renumber(tuple(i for phase in phases for i in phase))
         phases = tuple(_regrouped(names, [len(p) for p in phases]))
     else:

@@ -16,7 +16,7 @@ It is decided after fusion, on groups whose rows cannot fill the device, and the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 import torch
@@ -81,9 +81,9 @@ def split_reductions(
             nodes.append(node)
             continue
         changed = True
-        partial, finish, workspace = parts
+        partial, finish, workspaces = parts
         nodes += [partial, finish]
-        buffers.append(workspace)
+        buffers += workspaces
     return replace(program, nodes=tuple(nodes), buffers=tuple(buffers)) if changed else None
 
 
@@ -148,7 +148,7 @@ def slices_for(nest: LoopNest, device: DeviceModel) -> int:
     return 1 << (slices.bit_length() - 1) if slices > 1 else 1
 
 
-def _split(nest: LoopNest, slices: int, program: Program) -> tuple[LoopNest, LoopNest, Buffer] | None:
+def _split(nest: LoopNest, slices: int, program: Program) -> tuple[LoopNest, LoopNest, list[Buffer]] | None:
     if slices < 2 or len(nest.reductions) != 1 or nest.name.endswith("_finish"):
         return None
     reduction = nest.reductions[0]
@@ -163,21 +163,57 @@ def _split(nest: LoopNest, slices: int, program: Program) -> tuple[LoopNest, Loo
     slices, chunk = _cut(axis.extent, slices)
     if slices < 2:
         return None
-    outer, inner = Axis(f"{axis.name}s", slices), Axis(axis.name, chunk, AxisKind.REDUCTION)
-    kept = [a for a in flat.axes if not a.is_reduction]
+    cut = _Cut(flat, reduction, axis, Axis(f"{axis.name}s", slices), Axis(axis.name, chunk, AxisKind.REDUCTION))
     device = next(program.table[b].device for b in nest.writes)
-    workspace = Buffer(
-        f"{nest.name}_partial",
-        reduction.dtype,
-        tuple(a.extent for a in (outer, *kept)),
-        _contiguous([a.extent for a in (outer, *kept)]),
-        device,
-        Role.TEMPORARY,
-        WORKSPACE,
-    )
-    where = linearize([a.symbol for a in (outer, *kept)], workspace.strides)  # slices apart, rows adjacent
-    partial = _partial(flat, reduction, axis, outer, inner, Access(workspace.name, where, AccessMode.STORE))
-    return partial, _finish(flat, reduction, kept, outer, workspace), workspace
+    if reduction.op == "dev_sum":
+        workspaces = [cut.workspace(f"{nest.name}_{hint}", device) for hint in ("partial", "partial_mean")]
+        return _partial(cut, workspaces[0], workspaces[1]), _finish_deviations(cut, *workspaces), workspaces
+    workspace = cut.workspace(f"{nest.name}_partial", device)
+    return _partial(cut, workspace), _finish(cut, workspace), [workspace]
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """One axis of a nest's only reduction, cut into slices (outer) of some points (inner)."""
+
+    nest: LoopNest
+    reduction: Instr
+    axis: Axis
+    outer: Axis
+    inner: Axis
+
+    @property
+    def kept(self) -> tuple[Axis, ...]:
+        return tuple(a for a in self.nest.axes if not a.is_reduction)
+
+    @property
+    def exact(self) -> bool:
+        return exact_quotient(self.axis.extent, self.inner.extent) is not None
+
+    def workspace(self, name: str, device: str) -> Buffer:
+        """One value of each slice: slices apart, rows adjacent."""
+        shape = tuple(a.extent for a in (self.outer, *self.kept))
+        return Buffer(name, self.reduction.dtype, shape, _contiguous(shape), device, Role.TEMPORARY, WORKSPACE)
+
+    def at(self, workspace: Buffer, slice_: Axis, mode: AccessMode = AccessMode.LOAD) -> Access:
+        where = linearize([a.symbol for a in (slice_, *self.kept)], workspace.strides)
+        return Access(workspace.name, where, mode)
+
+    def count(self, slice_: Axis, name: str) -> list[Instr]:
+        """Lines that end in how many points a slice has, in the reduction's dtype."""
+        dtype = self.reduction.dtype
+        rest = product(a.extent for a in self.nest.axes if a.is_reduction and a.name != self.axis.name)
+        points = product((self.inner.extent, rest))
+        if self.exact and isinstance(points, int):
+            return [Instr(name, "const", (), dtype, None, (("value", float(points)),))]
+        left = (self.axis.extent - slice_.symbol * self.inner.extent) * rest
+        parts = {"left": left, "most": points, "none": 0}
+        lines = [
+            Instr(f"{name}.{k}", "index", (), torch.int64, None, (("expr", as_expr(e)),)) for k, e in parts.items()
+        ]
+        lines.append(Instr(f"{name}.least", "minimum", (f"{name}.left", f"{name}.most"), torch.int64))
+        lines.append(Instr(f"{name}.points", "maximum", (f"{name}.least", f"{name}.none"), torch.int64))
+        return [*lines, Instr(name, "cast", (f"{name}.points",), dtype)]
 
 
 def _cut(extent: IndexLike, slices: int) -> tuple[int, IndexLike]:
@@ -197,25 +233,48 @@ def _chunk(extent: int, slices: int) -> int:
     return -(-target // 16) * 16
 
 
-def _partial(nest: LoopNest, reduction: Instr, axis: Axis, outer: Axis, inner: Axis, target: Access) -> LoopNest:
+def _partial(cut: _Cut, target: Buffer, means: Buffer | None = None) -> LoopNest:
+    """The nest of the slices. means: of a dev_sum, where the slices' means go."""
+    nest, reduction, axis, outer, inner = cut.nest, cut.reduction, cut.axis, cut.outer, cut.inner
     assert reduction.out is not None
     position = outer.symbol * inner.extent + inner.symbol
     upto = nest.body[: nest.body.index(reduction)]
     body = list(rewrite_axes(upto, {axis.name: position}, {}))
-    exact = exact_quotient(axis.extent, inner.extent) is not None
     operand = reduction.args[0]
-    if not exact:
+    if not cut.exact:
         body = _guarded(body, position, axis.extent)
         neutral = Instr(
             "%neutral", "const", (), reduction.dtype, None, (("value", identity(reduction.op, reduction.dtype)),)
         )
         body += [neutral, Instr("%kept", "where", ("%inside", operand, "%neutral"), reduction.dtype)]
         operand = "%kept"
-    body.append(replace(reduction, args=(operand,)))
-    body.append(Instr(None, "store", (reduction.out,), reduction.dtype, target, (), reduction.origin))
+    if means is not None:
+        body += _mean_of_slice(cut, operand)
+        body.append(Instr(None, "store", ("%mean",), reduction.dtype, cut.at(means, outer, AccessMode.STORE)))
+        if cut.exact:
+            body.append(replace(reduction, args=(operand,)))
+        else:
+            body.append(Instr("%apart", "sub", (operand, "%mean"), reduction.dtype))
+            body.append(Instr("%within", "where", ("%inside", "%apart", "%neutral"), reduction.dtype))
+            body.append(Instr("%square", "mul", ("%within", "%within"), reduction.dtype))
+            body.append(replace(reduction, op="sum", args=("%square",)))
+    else:
+        body.append(replace(reduction, args=(operand,)))
+    stored = cut.at(target, outer, AccessMode.STORE)
+    body.append(Instr(None, "store", (reduction.out,), reduction.dtype, stored, (), reduction.origin))
     axes = tuple(outer if a.name == axis.name else a for a in nest.axes if not a.is_reduction or a.name == axis.name)
     rest = tuple(a for a in nest.axes if a.is_reduction and a.name != axis.name)
     return LoopNest(f"{nest.name}_partial", (*axes, *rest, inner), eliminate_dead(body))
+
+
+def _mean_of_slice(cut: _Cut, operand: str) -> list[Instr]:
+    dtype = cut.reduction.dtype
+    lines = [replace(cut.reduction, out="%total", op="sum", args=(operand,)), *cut.count(cut.outer, "%points")]
+    if not cut.exact:  # the mean of no points is 0
+        lines.append(Instr("%one", "const", (), dtype, None, (("value", 1.0),)))
+        lines.append(Instr("%divisor", "maximum", ("%points", "%one"), dtype))
+    divisor = "%points" if cut.exact else "%divisor"
+    return [*lines, Instr("%mean", "div", ("%total", divisor), dtype, None, (), cut.reduction.origin)]
 
 
 def _guarded(body: list[Instr], position: Expr, extent: IndexLike) -> list[Instr]:
@@ -242,24 +301,60 @@ def _guarded(body: list[Instr], position: Expr, extent: IndexLike) -> list[Instr
     return result
 
 
-def _finish(nest: LoopNest, reduction: Instr, kept: list[Axis], outer: Axis, workspace: Buffer) -> LoopNest:
-    assert reduction.out is not None
-    axis = Axis(f"{outer.name}r", outer.extent, AxisKind.REDUCTION)
-    where = linearize([a.symbol for a in (axis, *kept)], workspace.strides)
-    values = varying(nest.body, nest.axes)
-    after = nest.body[nest.body.index(reduction) + 1 :]
-    before = tuple(
-        i
-        for i in nest.body[: nest.body.index(reduction)]
-        if i.out is None or not values[i.out] & reduced_axes(nest.body)
-    )
+def _finish(cut: _Cut, workspace: Buffer) -> LoopNest:
+    dtype, origin = cut.reduction.dtype, cut.reduction.origin
+    axis = Axis(f"{cut.outer.name}r", cut.outer.extent, AxisKind.REDUCTION)
     body = (
-        Instr("%part", "load", (), reduction.dtype, Access(workspace.name, where), (), reduction.origin),
-        Instr(
-            reduction.out, reduction.op, ("%part",), reduction.dtype, None, (("axes", (axis.name,)),), reduction.origin
-        ),
+        Instr("%part", "load", (), dtype, cut.at(workspace, axis), (), origin),
+        replace(cut.reduction, args=("%part",), attrs=(("axes", (axis.name,)),)),
     )
-    return LoopNest(f"{nest.name}_finish", (*kept, axis), eliminate_dead((*before, *body, *after)))
+    return _finishing(cut, axis, body)
+
+
+def _finish_deviations(cut: _Cut, workspace: Buffer, means: Buffer) -> LoopNest:
+    """sum of (x - mean)^2 = sum over slices of s + n * (m - mean)^2, for n points of mean m and the sum s about it.
+
+    Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances".
+    """
+    dtype, origin = cut.reduction.dtype, cut.reduction.origin
+    axis = Axis(f"{cut.outer.name}r", cut.outer.extent, AxisKind.REDUCTION)
+    over = (("axes", (axis.name,)),)
+
+    def line(out: str, op: str, *args: str, attrs: tuple[tuple[str, object], ...] = ()) -> Instr:
+        return Instr(out, op, args, dtype, None, attrs, origin)
+
+    body = (
+        Instr("%part_mean", "load", (), dtype, cut.at(means, axis), (), origin),
+        *cut.count(axis, "%points"),
+        line("%weighted", "mul", "%part_mean", "%points"),
+        line("%total", "sum", "%weighted", attrs=over),
+        *_all_points(cut, axis),
+        line("%mean", "div", "%total", "%all"),
+        line("%apart", "sub", "%part_mean", "%mean"),
+        line("%square", "mul", "%apart", "%apart"),
+        line("%between", "mul", "%square", "%points"),
+        Instr("%part", "load", (), dtype, cut.at(workspace, axis), (), origin),
+        line("%both", "add", "%between", "%part"),
+        replace(cut.reduction, op="sum", args=("%both",), attrs=over),
+    )
+    return _finishing(cut, axis, body)
+
+
+def _all_points(cut: _Cut, slices: Axis) -> list[Instr]:
+    """Lines that end in how many points the whole reduction has."""
+    points, dtype = product(a.extent for a in cut.nest.axes if a.is_reduction), cut.reduction.dtype
+    if isinstance(points, int):
+        return [Instr("%all", "const", (), dtype, None, (("value", float(points)),))]
+    return [Instr("%all", "sum", ("%points",), dtype, None, (("axes", (slices.name,)),))]
+
+
+def _finishing(cut: _Cut, axis: Axis, body: Sequence[Instr]) -> LoopNest:
+    """The lines of a finish, with those of the nest that do not run along the row before and after them."""
+    nest, position = cut.nest, cut.nest.body.index(cut.reduction)
+    values, reduced = varying(nest.body, nest.axes), reduced_axes(nest.body)
+    before = (i for i in nest.body[:position] if i.out is None or not values[i.out] & reduced)
+    lines = (*before, *body, *nest.body[position + 1 :])
+    return LoopNest(f"{nest.name}_finish", (*cut.kept, axis), eliminate_dead(lines))
 
 
 def _contiguous(extents: Sequence[IndexLike]) -> tuple[IndexLike, ...]:

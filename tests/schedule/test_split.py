@@ -58,3 +58,18 @@ def test_rows_and_columns_share_one_read() -> None:
     both, finish = kernels(scheduled(lambda x: (x.sum(1), x.sum(0)), torch.randn(4096, 64)))
     assert both.strategy is Strategy.ROW_AND_COLUMN and finish.nests == ("n1_finish",)
     assert both.cost.bytes_read == 4096 * 64 * 4
+
+
+@pytest.mark.parametrize("size", [1 << 18, 300_000, 262_147])
+def test_the_variance_of_a_long_row_reads_it_once(size: int) -> None:
+    """Slices leave their means and sums about them; the finish puts them together."""
+    partial, finish = kernels(scheduled(lambda x: x.var(), torch.randn(size) * 1e-2 + 100))
+    assert partial.cost.bytes_read == size * 4
+    assert set(finish.reads) == set(partial.writes) and len(partial.writes) == 2
+
+
+def test_the_variances_of_columns_read_them_once() -> None:
+    steps = scheduled(lambda x: torch.var_mean(x, 0), torch.randn(20000, 8) + torch.arange(20000)[:, None] / 100)
+    first = kernels(steps)[0]
+    assert first.cost.bytes_read == 20000 * 8 * 4
+    assert all("_partial" in name for k in kernels(steps)[1:] for name in k.reads)
