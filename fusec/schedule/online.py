@@ -33,10 +33,10 @@ from fusec.schedule.algebra import simplify_body
 __all__ = ["online_sums", "two_passes"]
 
 
-def online_sums(body: Sequence[Instr], axes: Sequence[Axis]) -> tuple[Instr, ...]:
-    """The body with every sum of exp(x - max x), and of (x - mean x)^2, computed online."""
+def online_sums(body: Sequence[Instr], axes: Sequence[Axis], looped: frozenset[str]) -> tuple[Instr, ...]:
+    """The body with every sum of exp(x - max x), and of (x - mean x)^2, over looped axes computed online."""
     lines = {i.out: i for i in body if i.out is not None}
-    return eliminate_dead(tuple(_online(i, lines, axes) for i in body))
+    return eliminate_dead(tuple(_online(i, lines, axes) if looped.intersection(i.reduced_axes) else i for i in body))
 
 
 def _online(instr: Instr, lines: Mapping[str, Instr], axes: Sequence[Axis]) -> Instr:

@@ -199,10 +199,10 @@ def _finish_plan(shape: _Shape, table: Mapping[str, Buffer], device: DeviceModel
     if looped == "r" and as_int(length) is None and tiles[0].block("x") == 1:
         buckets = _buckets(nest, shape, tiles, device)
         tiles = [bucket_of(buckets, extent_hint(length))]
-    held = reduced - set(dict(shape.dims)[looped] if looped else ())
-    nest = replace(nest, body=renumber(two_passes(nest.body, nest.axes, held)))
+    along = frozenset(dict(shape.dims)[looped] if looped else ())
+    nest = replace(nest, body=renumber(two_passes(nest.body, nest.axes, reduced - along)))
     if looped:
-        phases = split_phases(online_sums(nest.body, nest.axes), nest.axes, frozenset(dict(shape.dims)[looped]))
+        phases = split_phases(online_sums(nest.body, nest.axes, along), nest.axes, along)
         names = renumber(tuple(i for phase in phases for i in phase))
         phases = tuple(_regrouped(names, [len(p) for p in phases]))
     else:
