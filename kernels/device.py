@@ -520,10 +520,10 @@ def exp_sum_of(m: tl.tensor, s: tl.tensor, axis: tl.constexpr = None) -> tl.tens
 
 
 @triton.jit
-def dev_sum_step(
+def moments_step(
     first: tl.tensor, mean: tl.tensor, s: tl.tensor, count: tl.tensor, x: tl.tensor, inside: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """One step of a looped dev_sum, point by point (Welford): s is the sum of (x - mean)^2 of `count` values.
+    """One step of a looped mean and dev_sum, point by point (Welford): s is the sum of (x - mean)^2 of `count` values.
 
     Means are kept relative to the first value: of numbers near 10000 that differ by 1 nothing is rounded away.
     """
@@ -543,6 +543,16 @@ def dev_sum_of(
     mean += first - sum(first * count, axis) / number
     apart = mean - sum(mean * count, axis) / number
     return sum(s + count * apart * apart, axis)
+
+
+@triton.jit
+def mean_of(
+    first: tl.tensor, mean: tl.tensor, s: tl.tensor, count: tl.tensor, axis: tl.constexpr = None
+) -> tl.tensor:
+    """The mean from the points' means and counts: about a value among them, and what that leaves."""
+    number = sum(count, axis)
+    about = sum(first * count, axis) / number
+    return about + sum((mean + (first - about)) * count, axis) / number
 
 
 @triton.jit

@@ -120,8 +120,8 @@ def _exp_sum_of(m: Any, s: Any, axis: Any = None) -> Any:
     return _tensor(result, s.dtype.scalar, dim is None)
 
 
-def _dev_sum_step(first: Any, mean: Any, s: Any, count: Any, x: Any, inside: Any) -> tuple[Any, ...]:
-    """One step of a looped dev_sum: the first value, the mean relative to it, the sum about that, and the count."""
+def _moments_step(first: Any, mean: Any, s: Any, count: Any, x: Any, inside: Any) -> tuple[Any, ...]:
+    """One step of a looped mean and dev_sum: the first value, the mean relative to it, the sum about that, and the count."""
     values = (_array(v) for v in (first, mean, s, count, x))
     start, centre, total, before, value, kept = torch.broadcast_tensors(*values, _array(inside, mean).to(torch.bool))
     start = torch.where(kept & (before == 0), value, start)
@@ -134,16 +134,34 @@ def _dev_sum_step(first: Any, mean: Any, s: Any, count: Any, x: Any, inside: Any
 
 def _dev_sum_of(first: Any, mean: Any, s: Any, count: Any, axis: Any = None) -> Any:
     """The sum of (x - mean x)^2 from the points' means, sums and counts."""
+
+    def result(start: torch.Tensor, centre: torch.Tensor, total: torch.Tensor, number: torch.Tensor, dim: int) -> Any:
+        points = number.sum(dim, keepdim=True)
+        centre = centre + start - (start * number).sum(dim, keepdim=True) / points
+        apart = centre - (centre * number).sum(dim, keepdim=True) / points
+        return (total + number * apart * apart).sum(dim, keepdim=True)
+
+    return _moment(result, (first, mean, s, count), axis)
+
+
+def _mean_of(first: Any, mean: Any, s: Any, count: Any, axis: Any = None) -> Any:
+    """The mean from the points' means and counts."""
+
+    def result(start: torch.Tensor, centre: torch.Tensor, _: torch.Tensor, number: torch.Tensor, dim: int) -> Any:
+        points = number.sum(dim, keepdim=True)
+        about = (start * number).sum(dim, keepdim=True) / points
+        return about + ((centre + (start - about)) * number).sum(dim, keepdim=True) / points
+
+    return _moment(result, (first, mean, s, count), axis)
+
+
+def _moment(result: Function, state: tuple[Any, ...], axis: Any) -> Any:
+    """A result of the state of a loop over the points."""
     dim = _plain(axis)
-    start, centre, total, number = torch.broadcast_tensors(*(_array(v) for v in (first, mean, s, count)))
+    arrays = torch.broadcast_tensors(*(_array(v) for v in state))
     if dim is None:
-        start, centre, total, number = (v.reshape(1, -1) for v in (start, centre, total, number))
-    along = 1 if dim is None else dim
-    points = number.sum(along, keepdim=True)
-    centre = centre + start - (start * number).sum(along, keepdim=True) / points
-    apart = centre - (centre * number).sum(along, keepdim=True) / points
-    result = (total + number * apart * apart).sum(along, keepdim=True)
-    return _tensor(result, s.dtype.scalar, dim is None)
+        arrays = [v.reshape(1, -1) for v in arrays]
+    return _tensor(result(*arrays, 1 if dim is None else dim), state[0].dtype.scalar, dim is None)
 
 
 def _philox(seed: Any, index: Any, word: Any) -> Any:
@@ -310,8 +328,9 @@ device = SimpleNamespace(
     argmin=_positions(torch.lt),
     exp_sum_step=_exp_sum_step,
     exp_sum_of=_exp_sum_of,
-    dev_sum_step=_dev_sum_step,
+    moments_step=_moments_step,
     dev_sum_of=_dev_sum_of,
+    mean_of=_mean_of,
     cumsum=_scan(lambda v, dim: torch.cumsum(v, dim, dtype=v.dtype)),
     cumprod=_scan(lambda v, dim: torch.cumprod(v, dim, dtype=v.dtype)),
     cummax=_scan(lambda v, dim: torch.cummax(v, dim).values),

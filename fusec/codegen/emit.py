@@ -23,7 +23,7 @@ from fusec.codegen.analysis import Analysis, Part, Region, row_dims, spread_of
 from fusec.codegen.hints import Hints
 from fusec.codegen.names import Names
 from fusec.codegen.padding import Padding
-from fusec.codegen.reduce import accumulator_dtype, combine, finish, initial, reduce_call
+from fusec.codegen.reduce import MOMENTS, accumulator_dtype, combine, finish, initial, reduce_call
 from fusec.codegen.scan import carries, continued, scan_call
 from fusec.codegen.text import AND, ATOM, MUL, UNARY, Text, call
 from fusec.codegen.tiles import Dim
@@ -75,6 +75,7 @@ class Emitter:
         self.pointers, self.precision = pointers, precision
         self.values: dict[str, Value] = {}
         self.accumulators: dict[str, list[str]] = {}
+        self.shared: set[str] = set()  # reductions whose accumulators another one takes its tiles into
         self.addresses = Addresses(plan, dims, analysis, names, self._index_text, self._index_is_wide, widths)
         self.loop = self.addresses.loop
         self.by_name = self.addresses.by_name
@@ -339,7 +340,9 @@ class Emitter:
         dim = self.by_name[name]
         tiles = self._short(instr, self._reduction_operands(instr, operands, dim))
         if dim.kind is DimKind.LOOP:
-            masked = instr.op == "dev_sum" and dim.mask is not None
+            if instr.out in self.shared:
+                return
+            masked = instr.op in MOMENTS and dim.mask is not None
             mask = self.addresses.mask(frozenset({dim.name})) if masked else ""
             self.section.lines += combine(instr, self.accumulators[instr.out], tiles, operands[0].dtype, mask)
             return
@@ -400,7 +403,7 @@ class Emitter:
             neutral = literal(2**63 - 1 if position else identity(instr.op, operand.dtype), wide)
             if operand.is_literal and (dim.mask is None or instr.out in self.padding.padded):
                 text = self._full(Operand(text, wide)).text
-            if instr.out in self.padding.padded or instr.op == "dev_sum":
+            if instr.out in self.padding.padded or instr.op in MOMENTS:
                 pass
             elif dim.mask is not None:
                 fill = literal(operand.literal, wide) if operand.is_literal else text
@@ -416,6 +419,7 @@ class Emitter:
         """Declare the accumulators and the carries of a loop; returns each reduction with its names."""
         assert self.loop is not None
         found: list[tuple[Instr, list[str]]] = []
+        moments: dict[tuple[str, ...], list[str]] = {}
         for _, instr in inside:
             if not instr.row_axes or self.loop.name not in row_dims(self.plan, instr, self.dims):
                 continue
@@ -429,10 +433,15 @@ class Emitter:
                 names.append(self.names.fresh(f"{self.hints[instr.out]}_at"))
             elif instr.op == "exp_sum":  # the running maximum, and the sum relative to it
                 names.insert(0, self.names.fresh(f"{self.hints[instr.out]}_max"))
-            elif instr.op == "dev_sum":  # the first value, the mean relative to it, the sum about that, of how many
+            elif instr.op in MOMENTS and instr.args in moments:
+                self.accumulators[instr.out] = moments[instr.args]
+                self.shared.add(instr.out)
+                found.append((instr, moments[instr.args]))
+                continue
+            elif instr.op in MOMENTS:  # the first value, the mean relative to it, the sum about that, of how many
                 hint = self.hints[instr.out]
                 before_it = [self.names.fresh(f"{hint}_{part}") for part in ("first", "mean")]
-                names = [*before_it, *names, self.names.fresh(f"{hint}_count")]
+                names = moments[instr.args] = [*before_it, *names, self.names.fresh(f"{hint}_count")]
             dtype = self._dtype_of(instr.args[0])
             before.lines += initial(instr, names, self.addresses.shape(spread), dtype)
             self.accumulators[instr.out] = names

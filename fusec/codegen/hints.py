@@ -17,7 +17,7 @@ from fusec.ir.kernels import KernelPlan
 from fusec.ir.types import Buffer, Instr, Role
 
 _REDUCTIONS = {"sum": "total", "prod": "product", "max": "largest", "min": "smallest", "any": "some", "all": "every",
-               "dev_sum": "deviations"}  # fmt: skip
+               "dev_sum": "deviations", "mean": "mean"}  # fmt: skip
 _OPS = {
     "not": "inverted", "and": "both", "or": "either", "lt": "below", "le": "at_most", "gt": "above", "ge": "at_least",
     "eq": "equal", "where": "chosen", "neg": "negated", "index": "position", "const": "constant", "mod": "remainder",

@@ -20,6 +20,7 @@ from fusec.codegen.triton import convert, dtype_text, literal
 from fusec.ir.ops import identity
 from fusec.ir.types import Instr
 
+MOMENTS = ("mean", "dev_sum")  # both are finished from one state of a loop
 _LOW_PRECISION = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 _NARROW_INTEGERS = (torch.int8, torch.int16, torch.uint8, torch.uint16)
 _AUGMENTED = {"sum": "+=", "prod": "*=", "any": "|=", "all": "&="}
@@ -58,7 +59,7 @@ def initial(instr: Instr, names: list[str], shape: str, dtype: torch.dtype) -> l
     wide = accumulator_dtype(instr.op, dtype)
     neutral = literal(identity(instr.op, dtype), wide)
     lines = [f"{names[0]} = tl.full({shape}, {neutral.text}, {dtype_text(wide)})"]
-    if instr.op in ("exp_sum", "dev_sum"):
+    if instr.op in ("exp_sum", *MOMENTS):
         lines += [f"{name} = tl.full({shape}, 0.0, {dtype_text(wide)})" for name in names[1:]]
     elif len(names) > 1:
         lines.append(f"{names[1]} = tl.full({shape}, {2**63 - 1}, tl.int64)")
@@ -68,7 +69,7 @@ def initial(instr: Instr, names: list[str], shape: str, dtype: torch.dtype) -> l
 def combine(instr: Instr, names: list[str], operands: list[Text], dtype: torch.dtype, mask: str = "") -> list[str]:
     """One iteration: the accumulators take in the tile's operands.
 
-    mask: where the tile lies inside the row. Only a dev_sum has need of it: no operand leaves a mean unchanged.
+    mask: where the tile lies inside the row. Only moments have need of it: no operand leaves a mean unchanged.
     """
     op = _op(instr, dtype)
     if op in _AUGMENTED:
@@ -80,16 +81,16 @@ def combine(instr: Instr, names: list[str], operands: list[Text], dtype: torch.d
     if op == "exp_sum":
         both = f"{names[0]}, {names[1]}"
         return [f"{both} = device.exp_sum_step({both}, {operands[0].text})"]
-    if op == "dev_sum":
+    if op in MOMENTS:
         state = ", ".join(names)
-        return [f"{state} = device.dev_sum_step({state}, {operands[0].text}, {mask or True})"]
+        return [f"{state} = device.moments_step({state}, {operands[0].text}, {mask or True})"]
     library = "device" if dtype.is_floating_point else "tl"
     return [f"{names[0]} = {library}.{op}imum({names[0]}, {operands[0].text})"]
 
 
 def finish(instr: Instr, names: list[str], dim: Dim, dtype: torch.dtype) -> Text:
     """After the loop: reduce the accumulators themselves."""
-    if instr.op in ("exp_sum", "dev_sum"):
+    if instr.op in ("exp_sum", *MOMENTS):
         result = call(f"device.{instr.op}_of", *names, *axis_argument(dim))
         return convert(result, accumulator_dtype(instr.op, dtype), instr.dtype)
     return reduce_call(instr, [Text(n) for n in names], dim, dtype)

@@ -314,7 +314,7 @@ def _row(name: str, text: Render | None, *, literals: bool = False, widen: bool 
 # Statements, written by emit.py.
 for _name in ("const", "index", "load", "store", "checked"):
     _row(_name, None)
-for _name in ("sum", "prod", "max", "min", "any", "all", "exp_sum", "dev_sum", "argmax", "argmin"):
+for _name in ("sum", "prod", "max", "min", "any", "all", "exp_sum", "dev_sum", "mean", "argmax", "argmin"):
     _row(_name, None)
 for _name in ("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "cumargmax", "cumargmin"):
     _row(_name, None)

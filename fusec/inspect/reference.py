@@ -78,6 +78,7 @@ _TEXT = {
     "all": "torch.all({0}, dim={dims}, keepdim=True)",
     "exp_sum": "torch.sum(torch.exp({0} - torch.amax({0}, dim={dims}, keepdim=True)), dim={dims}, keepdim=True)",
     "dev_sum": "torch.sum(({0} - torch.mean({0}, dim={dims}, keepdim=True)) ** 2, dim={dims}, keepdim=True)",
+    "mean": "torch.mean({0}, dim={dims}, keepdim=True)",
     "philox": "philox({0}, {1}, {2})",
     "argmax": "_first({0}, torch.amax({0}, dim={dims}, keepdim=True), {1}, {dims})",
     "argmin": "_first({0}, torch.amin({0}, dim={dims}, keepdim=True), {1}, {dims})",

@@ -242,6 +242,8 @@ def _dev_sum(value: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
 
 _row("exp_sum", 1, _exp_sum, kind=OpKind.REDUCTION, cost=10)
 _row("dev_sum", 1, _dev_sum, kind=OpKind.REDUCTION, cost=4)
+# a sum over a count, which must lose nothing where the values are large and near each other
+_row("mean", 1, lambda v, dims: torch.mean(v, dim=dims, keepdim=True), kind=OpKind.REDUCTION, cost=4)
 _row("argmax", 2, _arg_extreme(torch.amax), kind=OpKind.REDUCTION, result=Result.INDEX, cost=3)
 _row("argmin", 2, _arg_extreme(torch.amin), kind=OpKind.REDUCTION, result=Result.INDEX, cost=3)
 
@@ -287,7 +289,7 @@ def is_scan(op: str) -> bool:
 def identity(op: str, dtype: torch.dtype) -> int | float | bool:
     """The value that leaves a reduction unchanged: what masked-out points contribute. Of a scan: where it starts."""
     op = _REDUCTION_OF.get(op, op)
-    if op in ("sum", "any", "dev_sum"):
+    if op in ("sum", "any", "dev_sum", "mean"):
         return False if dtype is torch.bool else 0
     if op in ("prod", "all"):
         return True if dtype is torch.bool else 1
@@ -305,5 +307,6 @@ def identity(op: str, dtype: torch.dtype) -> int | float | bool:
     if op in ("min", "argmin"):
         return highest
     raise KeyError(
-        f"{op!r} is not a reduction; reductions are sum, prod, max, min, any, all, exp_sum, dev_sum, argmax, argmin"
+        f"{op!r} is not a reduction; reductions are sum, prod, max, min, any, all, exp_sum, dev_sum, mean, argmax and "
+        "argmin"
     )

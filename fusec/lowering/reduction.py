@@ -396,33 +396,22 @@ def std(ctx: Context, x: Ref, dim: Dims = None, *, correction: Number | None = N
 
 def _with_mean(ctx: Context, x: Ref, dim: Dims, correction: Number | None, root: bool) -> tuple[Ref, Ref]:
     out = ctx.result(0)
-    mean = _variance(ctx, x, dim, correction, out, root)
-    return out, as_result(ctx, mean if _widened(ctx.node.args[0]) else _corrected(ctx, x, Split.of(x, dim), mean), 1)
+    plain = _variance(ctx, x, dim, correction, out, root)
+    split, dtype = Split.of(x, dim), compute_dtype(x.dtype)
+    if _widened(ctx.node.args[0]) or split.count in (0, 1):
+        return out, as_result(ctx, plain, 1)
+    mean = row_temporary(ctx, split, dtype, "mean")
+    return out, as_result(ctx, reduce_rows(ctx, split, "mean", _load_as(x, x.dtype, dtype), dtype, mean), 1)
 
 
 def _widened(node: object) -> bool:
     """Whether a value is a half-precision one in float32: it then has no digits that a rounded mean would hide."""
-    if not isinstance(node, fx.Node) or node.target is not aten._to_copy.default:
+    if not isinstance(node, fx.Node):
         return False
-    source = node.args[0]
+    if node.target in (aten.view.default, aten.reshape.default, aten.unsqueeze.default):
+        return _widened(node.args[0])
+    source = node.args[0] if node.target is aten._to_copy.default else None
     return isinstance(source, fx.Node) and source.meta["val"].dtype in (torch.float16, torch.bfloat16)
-
-
-def _corrected(ctx: Context, x: Ref, split: Split, mean: Ref) -> Ref:
-    """mean + sum(x - mean) / n: what rounding a large sum lost (Chan, Golub, LeVeque 1983), in the variance's pass."""
-    count, dtype = split.count, compute_dtype(x.dtype)
-    drift = row_temporary(ctx, split, dtype, "drift")
-
-    def centred(nest: NestBuilder, where: Coordinates) -> Value:
-        return nest.load_f32(x, where) - nest.load(mean, split.row_of(where))
-
-    reduce_rows(ctx, split, "sum", centred, dtype, drift, lambda nest, total: _divided(total, count))
-    out = row_temporary(ctx, split, dtype, "mean")
-    with ctx.nest(out.shape) as nest:
-        total = nest.load(mean, nest.p) + nest.load(drift, nest.p)
-        # of a row that is not finite the drift is inf - inf
-        nest.store(out, nest.p, nest.where(nest.op("isnan", total), nest.load(mean, nest.p), total))
-    return out
 
 
 def as_result(ctx: Context, rows: Ref, index: int) -> Ref:

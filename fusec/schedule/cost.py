@@ -89,7 +89,11 @@ def _passes(body: tuple[Instr, ...], axes: tuple[Axis, ...]) -> int:
     shape = reduced_shape(body, axes)
     assert isinstance(shape, ReducedShape), shape
     columns = prod(as_int(a.extent) or 1 for a in axes if a.name in shape.whole)
-    return 1 if shape.loop or columns <= PERSISTENT_LIMIT else count_phases(online_sums(body, axes, shape.whole), axes, shape.whole)
+    return (
+        1
+        if shape.loop or columns <= PERSISTENT_LIMIT
+        else count_phases(online_sums(body, axes, shape.whole), axes, shape.whole)
+    )
 
 
 def _prices(nest: LoopNest, read: int, written: int, flops: int, passes: int, device: DeviceModel) -> _Prices:

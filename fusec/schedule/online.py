@@ -27,7 +27,7 @@ import torch
 
 from fusec.ir.analysis import eliminate_dead
 from fusec.ir.index import as_expr, as_int, product
-from fusec.ir.types import Axis, Instr
+from fusec.ir.types import Attr, Axis, Instr
 from fusec.schedule.algebra import simplify_body
 
 __all__ = ["online_sums", "two_passes"]
@@ -77,38 +77,52 @@ def _averaged(mean: Instr, lines: Mapping[str, Instr], points: int | None) -> In
 
 
 def two_passes(body: Sequence[Instr], axes: Sequence[Axis], held: frozenset[str]) -> tuple[Instr, ...]:
-    """The body with every dev_sum over axes that are held whole as the sum of (x - mean)^2, the mean taken first."""
-    if not any(i.op == "dev_sum" and held.issuperset(i.reduced_axes) for i in body):
+    """The body with every dev_sum and mean over axes that are held whole in two steps over the row in registers.
+
+    dev_sum: the sum of (x - mean)^2, the mean taken first. mean: corrected by what rounding a large sum lost.
+    """
+    if not any(i.op in _MOMENTS and held.issuperset(i.reduced_axes) for i in body):
         return tuple(body)
     result: list[Instr] = []
     for instr in body:
-        if instr.op == "dev_sum" and held.issuperset(instr.reduced_axes):
-            result += _centred(instr, axes)
-        else:
-            result.append(instr)
+        held_whole = instr.op in _MOMENTS and held.issuperset(instr.reduced_axes)
+        result += _centred(instr, axes) if held_whole else [instr]
     return simplify_body(result, axes)
 
 
+_MOMENTS = ("dev_sum", "mean")
+
+
 def _centred(instr: Instr, axes: Sequence[Axis]) -> list[Instr]:
-    assert instr.out is not None
-    total, count, mean, apart, square = (f"{instr.out}.{n}" for n in ("total", "count", "mean", "apart", "square"))
-    (value,), dtype = instr.args, instr.dtype
+    """mean = sum x / n, then sum (x - mean)^2, or mean + sum (x - mean) / n (Chan, Golub and LeVeque, 1983)."""
+    (value,), dtype, out = instr.args, instr.dtype, instr.out
+
+    def line(name: str, op: str, *args: str, of: torch.dtype = dtype, **attrs: Attr) -> Instr:
+        return Instr(f"{out}{name}", op, args, of, None, tuple(attrs.items()), instr.origin)
+
     points = product(a.extent for a in axes if a.name in instr.reduced_axes)
-
-    def line(out: str, op: str, args: tuple[str, ...], *attrs: tuple[str, object], of: torch.dtype = dtype) -> Instr:
-        return Instr(out, op, args, of, None, attrs, instr.origin)
-
-    number = as_int(points)
+    number, over = as_int(points), instr.attr("axes")
     if number is None:
-        counted = [line(f"{count}.of", "index", (), ("expr", as_expr(points)), of=torch.int64)]
-        counted.append(line(count, "cast", (f"{count}.of",)))
+        counted = [
+            line(".points", "index", of=torch.int64, expr=as_expr(points)),
+            line(".count", "cast", f"{out}.points"),
+        ]
     else:
-        counted = [line(count, "const", (), ("value", float(number)))]
-    return [
-        replace(instr, out=total, op="sum"),
+        counted = [line(".count", "const", value=float(number))]
+    found = [
+        line(".total", "sum", value, axes=over),
         *counted,
-        line(mean, "div", (total, count)),
-        line(apart, "sub", (value, mean)),
-        line(square, "mul", (apart, apart)),
-        replace(instr, op="sum", args=(square,)),
+        line(".mean", "div", f"{out}.total", f"{out}.count"),
+        line(".apart", "sub", value, f"{out}.mean"),
+    ]
+    if instr.op == "dev_sum":
+        square = line(".square", "mul", f"{out}.apart", f"{out}.apart")
+        return [*found, square, line("", "sum", f"{out}.square", axes=over)]
+    return [
+        *found,
+        line(".left", "sum", f"{out}.apart", axes=over),
+        line(".drift", "div", f"{out}.left", f"{out}.count"),
+        line(".exact", "add", f"{out}.mean", f"{out}.drift"),
+        line(".infinite", "isnan", f"{out}.exact", of=torch.bool),  # of such a row the drift is inf - inf
+        line("", "where", f"{out}.infinite", f"{out}.mean", f"{out}.exact"),
     ]

@@ -165,11 +165,14 @@ def _split(nest: LoopNest, slices: int, program: Program) -> tuple[LoopNest, Loo
         return None
     cut = _Cut(flat, reduction, axis, Axis(f"{axis.name}s", slices), Axis(axis.name, chunk, AxisKind.REDUCTION))
     device = next(program.table[b].device for b in nest.writes)
-    if reduction.op == "dev_sum":
-        workspaces = [cut.workspace(f"{nest.name}_{hint}", device) for hint in ("partial", "partial_mean")]
-        return _partial(cut, workspaces[0], workspaces[1]), _finish_deviations(cut, *workspaces), workspaces
+    if reduction.op not in ("dev_sum", "mean"):
+        workspace = cut.workspace(f"{nest.name}_partial", device)
+        return _partial(cut, workspace), _finish(cut, workspace), [workspace]
+    means = cut.workspace(f"{nest.name}_partial_mean", device)
+    if reduction.op == "mean":
+        return _partial(cut, None, means), _finish_mean(cut, means), [means]
     workspace = cut.workspace(f"{nest.name}_partial", device)
-    return _partial(cut, workspace), _finish(cut, workspace), [workspace]
+    return _partial(cut, workspace, means), _finish_deviations(cut, workspace, means), [workspace, means]
 
 
 @dataclass(frozen=True)
@@ -233,48 +236,50 @@ def _chunk(extent: int, slices: int) -> int:
     return -(-target // 16) * 16
 
 
-def _partial(cut: _Cut, target: Buffer, means: Buffer | None = None) -> LoopNest:
-    """The nest of the slices. means: of a dev_sum, where the slices' means go."""
+def _partial(cut: _Cut, target: Buffer | None, means: Buffer | None = None) -> LoopNest:
+    """The nest of the slices. target: where their results go. means: where their means go, of a mean or a dev_sum."""
     nest, reduction, axis, outer, inner = cut.nest, cut.reduction, cut.axis, cut.outer, cut.inner
-    assert reduction.out is not None
     position = outer.symbol * inner.extent + inner.symbol
     upto = nest.body[: nest.body.index(reduction)]
     body = list(rewrite_axes(upto, {axis.name: position}, {}))
     operand = reduction.args[0]
     if not cut.exact:
         body = _guarded(body, position, axis.extent)
-        neutral = Instr(
-            "%neutral", "const", (), reduction.dtype, None, (("value", identity(reduction.op, reduction.dtype)),)
-        )
-        body += [neutral, Instr("%kept", "where", ("%inside", operand, "%neutral"), reduction.dtype)]
+        neutral = identity(reduction.op, reduction.dtype)
+        body.append(Instr("%neutral", "const", (), reduction.dtype, None, (("value", neutral),)))
+        body.append(Instr("%kept", "where", ("%inside", operand, "%neutral"), reduction.dtype))
         operand = "%kept"
+    stored = {"%slice": target}
+    if means is None or cut.exact:
+        body.append(replace(reduction, out="%slice", args=(operand,)))
     if means is not None:
         body += _mean_of_slice(cut, operand)
-        body.append(Instr(None, "store", ("%mean",), reduction.dtype, cut.at(means, outer, AccessMode.STORE)))
-        if cut.exact:
-            body.append(replace(reduction, args=(operand,)))
-        else:
-            body.append(Instr("%apart", "sub", (operand, "%mean"), reduction.dtype))
-            body.append(Instr("%within", "where", ("%inside", "%apart", "%neutral"), reduction.dtype))
-            body.append(Instr("%square", "mul", ("%within", "%within"), reduction.dtype))
-            body.append(replace(reduction, op="sum", args=("%square",)))
-    else:
-        body.append(replace(reduction, args=(operand,)))
-    stored = cut.at(target, outer, AccessMode.STORE)
-    body.append(Instr(None, "store", (reduction.out,), reduction.dtype, stored, (), reduction.origin))
+        stored["%slice.mean"] = means
+    if means is not None and not cut.exact:
+        body.append(Instr("%apart", "sub", (operand, "%slice.mean"), reduction.dtype))
+        body.append(Instr("%within", "where", ("%inside", "%apart", "%neutral"), reduction.dtype))
+        body.append(Instr("%square", "mul", ("%within", "%within"), reduction.dtype))
+        body.append(replace(reduction, out="%slice", op="sum", args=("%square",)))
+    for value, buffer in stored.items():
+        if buffer is not None:
+            to = cut.at(buffer, outer, AccessMode.STORE)
+            body.append(Instr(None, "store", (value,), reduction.dtype, to, (), reduction.origin))
     axes = tuple(outer if a.name == axis.name else a for a in nest.axes if not a.is_reduction or a.name == axis.name)
     rest = tuple(a for a in nest.axes if a.is_reduction and a.name != axis.name)
     return LoopNest(f"{nest.name}_partial", (*axes, *rest, inner), eliminate_dead(body))
 
 
 def _mean_of_slice(cut: _Cut, operand: str) -> list[Instr]:
-    dtype = cut.reduction.dtype
-    lines = [replace(cut.reduction, out="%total", op="sum", args=(operand,)), *cut.count(cut.outer, "%points")]
-    if not cut.exact:  # the mean of no points is 0
-        lines.append(Instr("%one", "const", (), dtype, None, (("value", 1.0),)))
-        lines.append(Instr("%divisor", "maximum", ("%points", "%one"), dtype))
-    divisor = "%points" if cut.exact else "%divisor"
-    return [*lines, Instr("%mean", "div", ("%total", divisor), dtype, None, (), cut.reduction.origin)]
+    reduction, dtype = cut.reduction, cut.reduction.dtype
+    if cut.exact:
+        return [replace(reduction, out="%slice.mean", op="mean", args=(operand,))]
+    return [
+        replace(reduction, out="%total", op="sum", args=(operand,)),
+        *cut.count(cut.outer, "%points"),
+        Instr("%one", "const", (), dtype, None, (("value", 1.0),)),
+        Instr("%divisor", "maximum", ("%points", "%one"), dtype),  # the mean of no points is 0
+        Instr("%slice.mean", "div", ("%total", "%divisor"), dtype, None, (), reduction.origin),
+    ]
 
 
 def _guarded(body: list[Instr], position: Expr, extent: IndexLike) -> list[Instr]:
@@ -311,6 +316,38 @@ def _finish(cut: _Cut, workspace: Buffer) -> LoopNest:
     return _finishing(cut, axis, body)
 
 
+def _finish_mean(cut: _Cut, means: Buffer) -> LoopNest:
+    axis = Axis(f"{cut.outer.name}r", cut.outer.extent, AxisKind.REDUCTION)
+    assert cut.reduction.out is not None
+    return _finishing(cut, axis, _overall_mean(cut, axis, means, cut.reduction.out))
+
+
+def _overall_mean(cut: _Cut, axis: Axis, means: Buffer, out: str) -> list[Instr]:
+    """Lines that end in the mean of the slices' means, each counted as often as its slice has points."""
+    dtype, origin = cut.reduction.dtype, cut.reduction.origin
+    over = (("axes", (axis.name,)),)
+
+    def line(out: str, op: str, *args: str, attrs: tuple[tuple[str, object], ...] = ()) -> Instr:
+        return Instr(out, op, args, dtype, None, attrs, origin)
+
+    part = Instr("%part_mean", "load", (), dtype, cut.at(means, axis), (), origin)
+    if cut.exact:
+        return [part, line(out, "mean", "%part_mean", attrs=over)]
+    return [
+        part,
+        *cut.count(axis, "%points"),
+        *_all_points(cut, axis),
+        line("%weighted", "mul", "%part_mean", "%points"),
+        line("%total", "sum", "%weighted", attrs=over),
+        line("%about", "div", "%total", "%all"),
+        line("%off", "sub", "%part_mean", "%about"),
+        line("%weighted_off", "mul", "%off", "%points"),
+        line("%left", "sum", "%weighted_off", attrs=over),
+        line("%drift", "div", "%left", "%all"),
+        line(out, "add", "%about", "%drift"),
+    ]
+
+
 def _finish_deviations(cut: _Cut, workspace: Buffer, means: Buffer) -> LoopNest:
     """sum of (x - mean)^2 = sum over slices of s + n * (m - mean)^2, for n points of mean m and the sum s about it.
 
@@ -318,24 +355,19 @@ def _finish_deviations(cut: _Cut, workspace: Buffer, means: Buffer) -> LoopNest:
     """
     dtype, origin = cut.reduction.dtype, cut.reduction.origin
     axis = Axis(f"{cut.outer.name}r", cut.outer.extent, AxisKind.REDUCTION)
-    over = (("axes", (axis.name,)),)
 
-    def line(out: str, op: str, *args: str, attrs: tuple[tuple[str, object], ...] = ()) -> Instr:
-        return Instr(out, op, args, dtype, None, attrs, origin)
+    def line(out: str, op: str, *args: str) -> Instr:
+        return Instr(out, op, args, dtype, None, (), origin)
 
     body = (
-        Instr("%part_mean", "load", (), dtype, cut.at(means, axis), (), origin),
-        *cut.count(axis, "%points"),
-        line("%weighted", "mul", "%part_mean", "%points"),
-        line("%total", "sum", "%weighted", attrs=over),
-        *_all_points(cut, axis),
-        line("%mean", "div", "%total", "%all"),
+        *_overall_mean(cut, axis, means, "%mean"),
         line("%apart", "sub", "%part_mean", "%mean"),
         line("%square", "mul", "%apart", "%apart"),
-        line("%between", "mul", "%square", "%points"),
+        *cut.count(axis, "%of_slice"),
+        line("%between", "mul", "%square", "%of_slice"),
         Instr("%part", "load", (), dtype, cut.at(workspace, axis), (), origin),
         line("%both", "add", "%between", "%part"),
-        replace(cut.reduction, op="sum", args=("%both",), attrs=over),
+        replace(cut.reduction, op="sum", args=("%both",), attrs=(("axes", (axis.name,)),)),
     )
     return _finishing(cut, axis, body)
 

@@ -110,7 +110,9 @@ def test_every_reduction_compiles(dtype: torch.dtype, looped: bool) -> None:
     for name, info in OPS.items():
         if info.kind is not OpKind.REDUCTION or (name in ("any", "all")) != (dtype is torch.bool):
             continue
-        if name in ("exp_sum", "dev_sum") and not dtype.is_floating_point or (name == "dev_sum" and not looped):
+        if name in ("exp_sum", "dev_sum", "mean") and not dtype.is_floating_point:
+            continue
+        if name in ("dev_sum", "mean") and not looped:  # a held row takes two steps of other reductions
             continue
         value = build.op(name, x, position) if info.arity == 2 else build.op(name, x)
         build.buffer(f"out_{name}", build.dtypes[value], (64,), Role.OUTPUT)

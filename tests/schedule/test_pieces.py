@@ -10,7 +10,6 @@ from torch import Tensor
 from bench.cases import Work
 from bench.metered import count
 from bench.schedules import schedules
-from fusec.config import Config
 from fusec.ir.kernels import KernelPlan
 from fusec.ir.types import LoopNest, Program
 from fusec.schedule.once import Once
