@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from fusec.ir.analysis import instr_axes, renumber, varying
-from fusec.ir.index import IndexLike, as_int, product
+from fusec.ir.index import IndexLike, as_int, product, symbols_of
 from fusec.ir.kernels import DimKind, KernelPlan, Strategy, Tile, TileDim
 from fusec.ir.ops import OPS
 from fusec.ir.types import Axis, Buffer, Instr, LoopNest
@@ -262,11 +262,14 @@ def _strategy(
     if units and units[0] not in reduced and extents["x"] > 1:
         tiles, looped = _column_tiles(extents, live, known)
     else:
-        tiles, looped = _row_tiles(extents, live, device, known)
+        along = [a for a in nest.loads if any(s.name in reduced for s in symbols_of(a.index))]
+        loaded = sum(table[a.buffer].itemsize for a in along)
+        tiles, looped = _row_tiles(extents, live, loaded, device, known)
     row = Strategy.LOOPED_ROW if looped else Strategy.PERSISTENT_ROW
     return (Strategy.SPLIT_ROW if split and not looped else row), tiles, "r" if looped else ""
 
 
+IN_FLIGHT = 64  # bytes a thread of a looped row waits for: 2048 threads of a multiprocessor ask for 128 KB
 SHORT_ROWS = (64, 256, 1024)  # longest rows of a bucket
 
 
@@ -327,8 +330,10 @@ def _row_tile(extents: Mapping[str, int], live: int) -> list[Tile]:
     return [Tile((("y", y), ("x", x)), warps), Tile((("y", 2 * y), ("x", x)), 8)]
 
 
-def _row_tiles(extents: Mapping[str, int], live: int, device: DeviceModel, known: bool) -> tuple[list[Tile], bool]:
-    """known: the length of a row is a number; else only a loop is right for every length."""
+def _row_tiles(
+    extents: Mapping[str, int], live: int, loaded: int, device: DeviceModel, known: bool
+) -> tuple[list[Tile], bool]:
+    """loaded: bytes read a point. known: the length of a row is a number; else only a loop suits every length."""
     rows, columns = extents["x"], extents["r"]
     whole = next_power_of_2(max(columns, 1))
     if known and whole <= 2 * PERSISTENT_LIMIT:
@@ -338,6 +343,8 @@ def _row_tiles(extents: Mapping[str, int], live: int, device: DeviceModel, known
     tiles: list[Tile] = []
     for block in (4096, 2048, 1024, 512):
         warps = min(max(block // 512, 4), 16)
+        while warps < 16 and block * loaded > IN_FLIGHT * 32 * warps:
+            warps *= 2
         if registers_needed(block, warps, live) <= 128:
             tiles.append(Tile((("x", 1), ("r", min(block, whole))), warps))
     return tiles or [Tile((("x", 1), ("r", min(256, whole))), 4)], True
