@@ -546,9 +546,7 @@ def dev_sum_of(
 
 
 @triton.jit
-def mean_of(
-    first: tl.tensor, mean: tl.tensor, s: tl.tensor, count: tl.tensor, axis: tl.constexpr = None
-) -> tl.tensor:
+def mean_of(first: tl.tensor, mean: tl.tensor, s: tl.tensor, count: tl.tensor, axis: tl.constexpr = None) -> tl.tensor:
     """The mean from the points' means and counts: about a value among them, and what that leaves."""
     number = sum(count, axis)
     about = sum(first * count, axis) / number
