@@ -7,6 +7,7 @@ bytes / minimum  unique bytes of every launch, summed (each with a perfect cache
                  its outputs written once; an input written in place is an output too; library calls count their
                  operands; what a training step saves between its forward and its backward graph is no input and no
                  output
+bytes / graphs   the same over what each graph reads and writes once, what a forward graph saves out and in included
 avoidable        what kernels hand to each other through memory, and repeated reads of one buffer by several launches,
                  over what kernels must read from and leave for the outside given the same library calls; 0 is perfect
 requested        bytes asked for inside launches over unique ones: above 1 are second passes and broadcast reads
@@ -47,15 +48,23 @@ SLACK = 0.005  # the peer's figures are rounded to two decimals
 
 @dataclass(frozen=True)
 class Counts:
-    """One step: launches, and bytes of global memory. must: the least the kernels could read and write."""
+    """One step: launches, and bytes of global memory. must: the least the kernels could read and write.
+
+    minimum: the step's inputs and outputs once.   graphs: those of each of its graphs once.
+    """
 
     kernels: int
     calls: int
     kernel_bytes: int
     call_bytes: int
     minimum: int
+    graphs: int
     must: int
     requested: int
+
+    @property
+    def graphs_ratio(self) -> float:
+        return (self.kernel_bytes + self.call_bytes) / self.graphs
 
     @property
     def bytes_ratio(self) -> float:
@@ -68,6 +77,9 @@ class Counts:
     @property
     def requested_ratio(self) -> float:
         return self.requested / self.kernel_bytes if self.kernel_bytes else 1.0
+
+    def figures(self) -> dict[str, float]:
+        return {**figures(self.as_peer()), "graphs_ratio": round(self.graphs_ratio, 2)}
 
     def as_peer(self) -> Peer:
         """The same five figures the peer has, rounded alike."""
@@ -82,12 +94,14 @@ def count(schedule: Schedule) -> Counts:
     inputs = {name for name in schedule.inputs if name is not None}
     left = {o.buffer for o in schedule.outputs if isinstance(o, TensorView)} - inputs | written_inputs(schedule)
     used = {b for step in schedule.steps for b in step.reads} & inputs
+    once = sum(table_[b].nbytes for b in used) + sum(table_[b].nbytes for b in left)
     return Counts(
         kernels=len(plans),
         calls=len(calls),
         kernel_bytes=sum(p.cost.bytes_read + p.cost.bytes_written for p in plans),
         call_bytes=sum(sum(extern_bytes(c, table_)) for c in calls),
-        minimum=sum(table_[b].nbytes for b in used) + sum(table_[b].nbytes for b in left),
+        minimum=once,
+        graphs=once,
         must=necessary(plans, calls, left, table_),
         requested=sum(requested(leaf, table_) for p in plans for leaf in p.leaves),
     )
@@ -196,7 +210,7 @@ def meter(name: str) -> list[Row]:
         return [replace(theirs, counts=figures(peer)), replace(ours, note=note)]
     return [
         replace(theirs, counts=figures(implied(peer, counts))),
-        replace(ours, bytes=counts.minimum, counts=figures(counts.as_peer())),
+        replace(ours, bytes=counts.minimum, counts=counts.figures()),
     ]
 
 
@@ -227,7 +241,7 @@ def cells(rows: Iterable[Row]) -> list[list[Cell]]:
     lines: list[list[Cell]] = []
     for row in (row for row in rows if row.variant == "fusec"):
         line: list[Cell] = [row.case]
-        for field in ("kernels", "calls", "bytes_ratio", "avoidable", "requested_ratio"):
+        for field in ("kernels", "calls", "bytes_ratio", "graphs_ratio", "avoidable", "requested_ratio"):
             form = "{:.2f}" if field.endswith("ratio") or field == "avoidable" else "{:.0f}"
             both = (counts.get(field) for counts in (row.counts, peers[row.case]))
             line.append(" / ".join("-" if n is None else form.format(n) for n in both))
@@ -235,7 +249,7 @@ def cells(rows: Iterable[Row]) -> list[list[Cell]]:
     return lines
 
 
-HEADERS = ("case", "kernels", "calls", "bytes / minimum", "avoidable", "requested", "above the peer")
+HEADERS = ("case", "kernels", "calls", "bytes / minimum", "bytes / graphs", "avoidable", "requested", "above the peer")
 
 
 def page(result: Result) -> str:

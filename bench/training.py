@@ -60,6 +60,21 @@ def _swiglu(rows: int, columns: int) -> Work:
     return Work(swiglu, (_leaf(rows, columns), _leaf(rows, columns)))
 
 
+def _geglu(rows: int, columns: int) -> Work:
+    def geglu(both: Tensor) -> Tensor:
+        gate, up = both.chunk(2, -1)
+        return F.gelu(gate) * up
+
+    return Work(geglu, (_leaf(rows, 2 * columns),))
+
+
+def _softmax(rows: int, columns: int) -> Work:
+    def softmax(x: Tensor) -> Tensor:
+        return torch.softmax(x, -1)
+
+    return Work(softmax, (_leaf(rows, columns),))
+
+
 def _rope(batch: int, tokens: int, heads: int, kv_heads: int, width: int) -> Work:
     def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         return q * cos + rotate_half(q) * sin, k * cos + rotate_half(k) * sin
@@ -109,6 +124,12 @@ def _batch_norm_relu(batch: int, channels: int, side: int) -> Work:
     return Work(batch_norm_relu, (_leaf(batch, channels, side, side), *parameters, *statistics))
 
 
+def _batch_norm_relu_nhwc(batch: int, channels: int, side: int) -> Work:
+    work = _batch_norm_relu(batch, channels, side)
+    x = work.args[0].detach().to(memory_format=torch.channels_last).requires_grad_()
+    return replace(work, args=(x, *work.args[1:]))
+
+
 def _masked_softmax(batch: int, heads: int, tokens: int) -> Work:
     mask = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
     return Work(masked_softmax, (_leaf(batch, heads, tokens, tokens), mask))
@@ -154,6 +175,8 @@ def _rows(rows: int, columns: int) -> dict[str, int]:
 
 _ALL = (
     Case("swiglu_train", "silu(gate) * up", _swiglu, _rows(8192, 11008), _rows(5, 33)),
+    Case("geglu_train", "gelu(gate) * up of one projection's two halves", _geglu, _rows(8192, 11008), _rows(5, 33)),
+    Case("softmax_train", "softmax", _softmax, _rows(16384, 8192), _rows(5, 33)),
     Case("rope_qk_train", "rotary embedding of q and k", _rope,
          {"batch": 4, "tokens": 2048, "heads": 32, "kv_heads": 8, "width": 128},
          {"batch": 2, "tokens": 5, "heads": 4, "kv_heads": 2, "width": 8}),
@@ -164,6 +187,8 @@ _ALL = (
     Case("group_norm_silu_train", "silu(group_norm(x))", _group_norm_silu,
          {"batch": 16, "channels": 320, "side": 64, "groups": 32}, {"batch": 2, "channels": 8, "side": 5, "groups": 4}),
     Case("batch_norm_relu_train", "relu(batch_norm(x))", _batch_norm_relu,
+         {"batch": 64, "channels": 256, "side": 56}, {"batch": 3, "channels": 4, "side": 5}),
+    Case("batch_norm_relu_nhwc_train", "the same, channels-last", _batch_norm_relu_nhwc,
          {"batch": 64, "channels": 256, "side": 56}, {"batch": 3, "channels": 4, "side": 5}),
     Case("masked_attn_softmax_train", "scaled, masked, f32 softmax", _masked_softmax,
          {"batch": 64, "heads": 16, "tokens": 512}, {"batch": 2, "heads": 2, "tokens": 7}),

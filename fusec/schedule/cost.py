@@ -19,7 +19,7 @@ from fusec.ir.kernels import KernelCost
 from fusec.ir.ops import OPS
 from fusec.ir.types import Axis, Buffer, Instr, LoopNest
 from fusec.schedule.online import online_sums
-from fusec.schedule.phases import count_phases
+from fusec.schedule.phases import split_phases
 from fusec.schedule.predicted import predicted_buffers, predicted_nest
 from fusec.schedule.reduced import ReducedShape, reduced_shape
 from fusec.schedule.strides import unit_axis
@@ -58,6 +58,16 @@ def device_model(target: str | None) -> DeviceModel:
 
 def estimate(nest: LoopNest, table: Mapping[str, Buffer], device: DeviceModel) -> KernelCost:
     """The cost of one launch that runs this body; at the sizes of the first call."""
+    return _at_predicted_sizes(nest, table, device)[0]
+
+
+def splitting_pays(nest: LoopNest, table: Mapping[str, Buffer], device: DeviceModel) -> bool:
+    """True when two launches a pass at full speed are predicted to beat one launch by as few programs as rows."""
+    prices = _at_predicted_sizes(nest, table, device)[1]
+    return prices.split_rows < prices.whole_rows
+
+
+def _at_predicted_sizes(nest: LoopNest, table: Mapping[str, Buffer], device: DeviceModel) -> tuple[KernelCost, _Prices]:
     nest, table = predicted_nest(nest), predicted_buffers(table, (*nest.reads, *nest.writes))
     return _estimate(nest.body, nest.axes, tuple((b, table[b]) for b in (*nest.reads, *nest.writes)), device)
 
@@ -73,34 +83,39 @@ class _Prices:
 @lru_cache(maxsize=4096)
 def _estimate(
     body: tuple[Instr, ...], axes: tuple[Axis, ...], buffers: tuple[tuple[str, Buffer], ...], device: DeviceModel
-) -> KernelCost:
+) -> tuple[KernelCost, _Prices]:
     table = dict(buffers)
     moved = traffic(body, axes, table)
     read, written = moved.bytes_read(table), moved.bytes_written(table)
-    passes = _passes(body, axes)
+    passes = _passes(body, axes, {name: n * table[name].itemsize for name, n in moved.read.items()})
     flops = _instructions(body, axes)
     registers = 24 + 8 * max_live(body, axes)
     prices = _prices(LoopNest("", axes, body), read, written, flops, passes, device)
-    return KernelCost(read, written, read * passes, flops, registers, min(prices.whole_rows, prices.split_rows))
+    seconds = min(prices.whole_rows, prices.split_rows)
+    return KernelCost(read, written, sum(passes), flops, registers, seconds), prices
 
 
-def _passes(body: tuple[Instr, ...], axes: tuple[Axis, ...]) -> int:
-    """How often a row is read: once while it fits into registers, else once a phase."""
+def _passes(body: tuple[Instr, ...], axes: tuple[Axis, ...], reads: Mapping[str, int]) -> list[int]:
+    """Bytes that each pass over the rows reads: one pass while a row fits into registers, else one a phase.
+
+    reads: distinct bytes of each buffer.
+    """
     shape = reduced_shape(body, axes)
     assert isinstance(shape, ReducedShape), shape
     columns = prod(as_int(a.extent) or 1 for a in axes if a.name in shape.whole)
-    return (
-        1
-        if shape.loop or columns <= PERSISTENT_LIMIT
-        else count_phases(online_sums(body, axes, shape.whole), axes, shape.whole)
-    )
+    if shape.loop or columns <= PERSISTENT_LIMIT:
+        return [sum(reads.values())]
+    phases = split_phases(online_sums(body, axes, shape.whole), axes, shape.whole)
+    loaded = [{i.access.buffer for i in p if i.op == "load" and i.access is not None} for p in phases]
+    return [sum(reads.get(name, 0) for name in names) for names in loaded if names]
 
 
-def _prices(nest: LoopNest, read: int, written: int, flops: int, passes: int, device: DeviceModel) -> _Prices:
+def _prices(nest: LoopNest, read: int, written: int, flops: int, passes: Sequence[int], device: DeviceModel) -> _Prices:
+    """passes: bytes that each pass over the rows reads."""
     shape = reduced_shape(nest.body, nest.axes)
     assert isinstance(shape, ReducedShape), shape
     rows = prod(as_int(a.extent) or 1 for a in nest.axes if a.name not in shape.axes)
-    moved = read + written + REREAD * read * (passes - 1)
+    moved = read + written + REREAD * (sum(passes) - read)
     work = max(moved / device.bandwidth, flops / device.rate)
     if not shape.axes:
         programs = max(rows // 1024, 1)
@@ -112,17 +127,8 @@ def _prices(nest: LoopNest, read: int, written: int, flops: int, passes: int, de
     if not shape.axes or shape.loop or nest.scans or programs >= device.multiprocessors:
         return _Prices(whole)
     # A reduction with few rows can be split: two launches a pass, at full speed.
-    fast = max((read * passes + written) / device.bandwidth, flops / device.rate)
-    return _Prices(whole, 2 * passes * device.launch + fast)
-
-
-def splitting_pays(nest: LoopNest, table: Mapping[str, Buffer], device: DeviceModel) -> bool:
-    """True when two launches a pass at full speed are predicted to beat one launch by as few programs as rows."""
-    nest = predicted_nest(nest)
-    cost = estimate(nest, table, device)
-    passes = _passes(nest.body, nest.axes)
-    prices = _prices(nest, cost.bytes_read, cost.bytes_written, cost.flops, passes, device)
-    return prices.split_rows < prices.whole_rows
+    fast = max((sum(passes) + written) / device.bandwidth, flops / device.rate)
+    return _Prices(whole, 2 * max(len(passes), 1) * device.launch + fast)
 
 
 def _instructions(body: Sequence[Instr], axes: Sequence[Axis]) -> int:

@@ -46,14 +46,6 @@ def levels(body: Sequence[Instr], axes: Sequence[Axis], reduced: frozenset[str])
     return result
 
 
-def count_phases(body: Sequence[Instr], axes: Sequence[Axis], reduced: frozenset[str]) -> int:
-    """How many passes over R the body needs."""
-    found = levels(body, axes, reduced)
-    values = varying(body, axes)
-    looping = [found[p] for p, i in enumerate(body) if _runs_along(i, values, reduced)]
-    return max(looping, default=0) + 1
-
-
 def split_phases(body: Sequence[Instr], axes: Sequence[Axis], reduced: frozenset[str]) -> tuple[tuple[Instr, ...], ...]:
     """The body as one tuple of lines a phase, values along R recomputed where a later phase needs them."""
     found = levels(body, axes, reduced)

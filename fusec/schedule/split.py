@@ -22,7 +22,7 @@ from itertools import permutations
 import torch
 
 from fusec.ir.analysis import eliminate_dead, excused, varying
-from fusec.ir.index import Expr, IndexLike, as_expr, linearize, product
+from fusec.ir.index import Expr, IndexLike, as_expr, linearize, product, symbols_of
 from fusec.ir.ops import identity
 from fusec.ir.sizes import exact_quotient, plain
 from fusec.ir.types import Access, AccessMode, Axis, AxisKind, Buffer, Instr, LoopNest, Node, Program, Role
@@ -39,6 +39,7 @@ PROGRAMS_PER_MULTIPROCESSOR = 4
 WALKERS_PER_MULTIPROCESSOR = 2  # programs that walk along rows: each keeps a tile of 4096 points, 16 KB, in flight
 MIN_ROWS = 8  # rows a row-and-column program walks along at least
 WORKSPACE = "partial"  # the hint of a buffer of partial results
+MAX_ROWS = 16384  # slices of one row each, which a single program puts together
 MIN_SLICE = 1024  # points of one slice, so that a program has something to do
 
 
@@ -158,9 +159,13 @@ def _split(nest: LoopNest, slices: int, program: Program) -> tuple[LoopNest, Loo
         return None
     flat = merge_axes(without_unit_axes(nest), lambda a, b: a.is_reduction and b.is_reduction)
     (reduction,) = flat.reductions
-    axis = max((a for a in flat.axes if a.name in reduction.reduced_axes), key=lambda a: extent_hint(a.extent))
     assert reduction.out is not None
-    slices, chunk = _cut(axis.extent, slices)
+    rows = _row_axis(flat)
+    if rows is None:
+        axis = max((a for a in flat.axes if a.name in reduction.reduced_axes), key=lambda a: extent_hint(a.extent))
+        slices, chunk = _cut(axis.extent, slices)
+    else:
+        axis, slices, chunk = rows, extent_hint(rows.extent), 1
     if slices < 2:
         return None
     cut = _Cut(flat, reduction, axis, Axis(f"{axis.name}s", slices), Axis(axis.name, chunk, AxisKind.REDUCTION))
@@ -217,6 +222,23 @@ class _Cut:
         lines.append(Instr(f"{name}.least", "minimum", (f"{name}.left", f"{name}.most"), torch.int64))
         lines.append(Instr(f"{name}.points", "maximum", (f"{name}.least", f"{name}.none"), torch.int64))
         return [*lines, Instr(name, "cast", (f"{name}.points",), dtype)]
+
+
+def _row_axis(nest: LoopNest) -> Axis | None:
+    """The axis that numbers rows, in a sum over all points of rows that have values of their own.
+
+    sum over r0, r1 of t[r0, r1] * (x[r0, r1] - lse[r0])   ->   r0: with a slice for each row, the sum of a row can
+    share a launch with what computes lse
+    """
+    reduced = {a.name: a for a in nest.axes if a.is_reduction}
+    varied = {frozenset(s.name for s in symbols_of(access.index) if s.name in reduced) for access in nest.loads}
+    rows = [next(iter(names)) for names in varied if len(names) == 1 and len(reduced) == 2]
+    chosen = [reduced[name] for name in rows if name != unit_axis(nest)]
+    if len(chosen) != 1 or frozenset(reduced) not in varied:
+        return None
+    (axis,) = chosen
+    length = points(a for a in reduced.values() if a is not axis)
+    return axis if isinstance(axis.extent, int) and 1 < axis.extent <= MAX_ROWS and length >= MIN_SLICE else None
 
 
 def _cut(extent: IndexLike, slices: int) -> tuple[int, IndexLike]:
