@@ -46,6 +46,7 @@ from fusec.capture.random import draw_in_kernels
 from fusec.capture.second_order import Differentiable, draws
 from fusec.capture.specialize import signature, specialize
 from fusec.capture.subgraphs import compile_subgraphs, inline_subgraphs
+from fusec.capture.whole import upsampling_whole
 
 # torch._dynamo, torch._guards: checked with torch 2.11.0 and 2.13.0.
 
@@ -141,7 +142,8 @@ def backend(
         partition_fn=partial(partition, draw=random == "philox"),
         keep_inference_input_mutations=True,  # copy_ in the graph, for `write_in_place`
     )
-    compiled: Compiled = compile_function(gm, list(example_inputs))
+    with upsampling_whole(example_inputs):
+        compiled: Compiled = compile_function(gm, list(example_inputs))
 
     def tell(graph: CapturedGraph, reason: str) -> Callable[[], None]:
         return (lambda: on_eager(graph, reason)) if on_eager is not None else lambda: None

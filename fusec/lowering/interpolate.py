@@ -9,24 +9,28 @@ neighbours of every output's source position and weighs them; its gradient adds 
                             y = (1 - t)*x[i] + t*x[min(i + 1, 3)]
 
 Positions and weights are computed as PyTorch does, in float32 (float64 for float64). The cubic convolution has
-A = -0.75 (Keys, 1981). A gradient is gathered where every output has one source and every source as many outputs;
-elsewhere it is summed atomically.
+A = -0.75 (Keys, 1981). A gradient is gathered: every element sums up what the outputs it may have gone into send back,
+of which there are equally many for all. Only where those are too many it is summed atomically.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
-from fusec.ir.index import Expr, IndexLike, as_int
+from fusec.ir.index import Expr, IndexLike, as_int, floordiv
 from fusec.ir.types import AccessMode
 from fusec.lowering.builder import NestBuilder, Value, compute_dtype
 from fusec.lowering.context import Context, static
 from fusec.lowering.pooling import Pool
+from fusec.lowering.pooling import Taps as Window
+from fusec.lowering.positions import both, inside
 from fusec.lowering.reduction import require_floating
 from fusec.lowering.ref import Ref
 from fusec.lowering.registry import NotLowered, lowering
@@ -36,6 +40,8 @@ from fusec.lowering.upsample import Resampling, step
 aten = torch.ops.aten
 
 A = -0.75
+
+MOST_OUTPUTS = 512  # that an element looks at: more are cheaper to add atomically
 
 Place = TypeVar("Place")  # what says where a neighbour is
 Taps = list[tuple[Expr, Value]]  # coordinate and weight of each neighbour
@@ -144,12 +150,84 @@ def _axes(
     return [Axis.of(n, m, align, f, dtype) for n, m, f in zip(sizes, outs, factors, strict=True)]
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """The outputs along one dimension that element i may have gone into: `count` of them from `start(i)` on."""
+
+    size: int
+    out: int
+    before: int
+    count: int
+
+    @classmethod
+    def of(cls, size: int, out: int, elements: Sequence[tuple[int, int]]) -> Reach:
+        """elements: the first and the last that each output may be made of."""
+        outputs: dict[int, list[int]] = {}
+        for o, (low, high) in enumerate(elements):
+            for i in range(low, high + 1):
+                outputs.setdefault(i, []).append(o)
+        before = max(i * out // size - found[0] for i, found in outputs.items())
+        return cls(size, out, before, max(found[-1] - i * out // size for i, found in outputs.items()) + before + 1)
+
+    def start(self, i: Expr) -> Expr:
+        return floordiv(i * self.out, self.size) - self.before
+
+
+Sources = Callable[[NestBuilder, Expr], Taps]  # the elements an output is made of, and their weights
+
+
+def _gathered(ctx: Context, grad: Ref, reaches: Sequence[Reach], sources: Sequence[Sources]) -> Ref | None:
+    """result[i] = sum of grad[o] * (the weight of element i in output o); None where there are too many outputs."""
+    n, result = len(reaches), ctx.result()
+    window = Window(tuple(r.count for r in reaches))
+    if window.number > MOST_OUTPUTS:
+        return None
+    with ctx.nest(result.shape, window.reduced) as nest:
+        element = nest.p[-n:]
+
+        def sent(forth: Sequence[IndexLike]) -> Value:
+            outputs = [r.start(i) + k for r, i, k in zip(reaches, element, forth, strict=True)]
+            exist: Value | None = None
+            for r, o in zip(reaches, outputs, strict=True):
+                exist = both(exist, inside(nest, o, r.out))
+            value = nest.load_f32(grad, (*nest.p[:-n], *outputs), exist)
+            for source, o, i in zip(sources, outputs, element, strict=True):
+                value = value * _share(nest, source(nest, o), i, value.dtype)
+            return value
+
+        nest.store(result, nest.p, window.reduce(nest, sent))
+    return result
+
+
+def _share(nest: NestBuilder, taps: Taps, i: Expr, dtype: torch.dtype) -> Value:
+    """The weight of element i among the taps."""
+    shares = [nest.where(nest.index(at - i).eq(0), weight, 0.0) for at, weight in taps]
+    return functools.reduce(lambda a, b: a + b, shares)
+
+
+def _reach(axis: Axis, kind: Kind) -> Reach:
+    """What the float32 arithmetic of a kernel may round to is in reach, too."""
+    beside = 1 if kind is Axis.cubic else 0
+
+    def element(position: float) -> int:
+        return min(max(math.floor(position), 0), axis.size - 1)
+
+    sources = [o * axis.scale if axis.align else (o + 0.5) * axis.scale - 0.5 for o in range(axis.out)]
+    taken = [(element(s - 1e-3 - beside), element(s + 1e-3 + 1 + beside)) for s in sources]
+    return Reach.of(axis.size, axis.out, taken)
+
+
 def _gradient(ctx: Context, grad: Ref, n: int, kind: Kind, align: bool, factors: Sequence[float | None]) -> Ref:
     """The transpose of _upsample: every output's gradient goes back to the neighbours it was made of."""
     require_floating(grad)
     dtype = compute_dtype(grad.dtype)
     result = ctx.result()
     axes = _axes(result.shape[-n:], grad.shape[-n:], align, factors, dtype)
+    if all(a.size and a.out for a in axes):
+        sources = [functools.partial(_taps, kind, a, dtype) for a in axes]
+        gathered = _gathered(ctx, grad, [_reach(a, kind) for a in axes], sources)
+        if gathered is not None:
+            return gathered
 
     def add(total: Ref) -> None:
         with ctx.nest(grad.shape) as nest:
@@ -163,6 +241,10 @@ def _gradient(ctx: Context, grad: Ref, n: int, kind: Kind, align: bool, factors:
                 nest.store(total, where, term, None, AccessMode.ATOMIC_ADD)
 
     return accumulated(ctx, result, add)
+
+
+def _taps(kind: Kind, axis: Axis, dtype: torch.dtype, nest: NestBuilder, o: Expr) -> Taps:
+    return kind(axis, nest, o, dtype)
 
 
 def _register(name: str, n: int, kind: Kind) -> None:
@@ -214,6 +296,12 @@ def _nearest_gradient(ctx: Context, grad: Ref, n: int, shift: float, factors: Se
             nest.store(result, nest.p, pool.reduce(nest, "sum", "add", dtype))
         return result
 
+    if all(plan.size and plan.out for plan in plans):
+        reaches = [Reach.of(plan.size, plan.out, [(i, i) for i in plan.elements()]) for plan in plans]
+        gathered = _gathered(ctx, grad, reaches, [functools.partial(_only, plan, dtype) for plan in plans])
+        if gathered is not None:
+            return gathered
+
     def add(total: Ref) -> None:
         with ctx.nest(grad.shape) as nest:
             where = [plan.coordinate(nest, o) for plan, o in zip(plans, nest.p[-n:], strict=True)]
@@ -222,12 +310,16 @@ def _nearest_gradient(ctx: Context, grad: Ref, n: int, shift: float, factors: Se
     return accumulated(ctx, result, add)
 
 
+def _only(plan: Resampling, dtype: torch.dtype, nest: NestBuilder, o: Expr) -> Taps:
+    return [(plan.coordinate(nest, o), nest.const(1, dtype))]
+
+
 def _block(plan: Resampling) -> int | None:
     """How many outputs in a row copy each element, when all elements are copied equally often."""
     if not plan.size or plan.out % plan.size:
         return None
     every = plan.out // plan.size
-    return every if torch.equal(plan.elements(), torch.arange(plan.out) // every) else None
+    return every if plan.elements() == [o // every for o in range(plan.out)] else None
 
 
 def _register_nearest(name: str, n: int, shift: float) -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from fusec.ir.index import Expr, as_int, floordiv
+from fusec.ir.modes import real_tensors
 from fusec.lowering.builder import NestBuilder
 from fusec.lowering.context import Context
 from fusec.lowering.ref import Ref
@@ -38,11 +39,13 @@ class Resampling:
     scale: float  # a float32 value
     shift: float  # 0.0, or 0.5 for nearest-exact
 
-    def elements(self) -> torch.Tensor:
+    def elements(self) -> list[int]:
         """The input element of every output coordinate, in float32 arithmetic as PyTorch's."""
-        o = torch.arange(self.out, dtype=torch.float32) + self.shift
-        scaled = torch.floor(o * torch.tensor(self.scale, dtype=torch.float32))
-        return scaled.to(torch.int64).clamp(0, max(self.size - 1, 0))
+        with real_tensors():
+            o = torch.arange(self.out, dtype=torch.float32) + self.shift
+            scaled = torch.floor(o * torch.tensor(self.scale, dtype=torch.float32))
+            found: list[int] = scaled.to(torch.int64).clamp(0, max(self.size - 1, 0)).tolist()
+            return found
 
     def coordinate(self, nest: NestBuilder, o: Expr) -> Expr:
         exact = self._division(o)
@@ -56,8 +59,7 @@ class Resampling:
     def _division(self, o: Expr) -> Expr | None:
         """(2*o + 2*shift) * size // (2 * out) if that takes the same elements."""
         twice = int(2 * self.shift)
-        positions = torch.arange(self.out)
-        if self.out and torch.equal(self.elements(), (2 * positions + twice) * self.size // (2 * self.out)):
+        if self.out and self.elements() == [(2 * i + twice) * self.size // (2 * self.out) for i in range(self.out)]:
             return floordiv((2 * o + twice) * self.size, 2 * self.out)
         return None
 
