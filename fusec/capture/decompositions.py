@@ -127,6 +127,18 @@ def _native_group_norm(
     return (y, mean, rstd) if kept is None else (y, mean.to(kept), rstd.to(kept))
 
 
+def _weight_norm_backward(grad: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Gradients of w = v * g / |v|, with a norm for each index along dim.
+
+    dg = sum(dw * v) / |v|,   dv = (dw - v * dg / |v|) * g / |v|
+    """
+    dims = [d for d in range(v.dim()) if d != dim % v.dim()]
+    incoming, values, norm = computation(grad), computation(v), computation(norms)
+    along = (incoming * values).sum(dims, keepdim=True) / norm
+    back = (incoming - values * (along / norm)) * (computation(g) / norm)
+    return back.to(v.dtype), along.to(g.dtype)
+
+
 def _nll_loss_backward(
     grad: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int, total: Tensor
 ) -> Tensor:
@@ -192,6 +204,7 @@ def _own() -> dict[Any, Decomposition]:
     return {
         aten.native_layer_norm.default: _native_layer_norm,
         aten.native_group_norm.default: _native_group_norm,
+        aten._weight_norm_interface_backward.default: _weight_norm_backward,
         aten.nll_loss_backward.default: _nll_loss_backward,
         aten.nll_loss2d_backward.default: _nll_loss_backward,
         # torch's own rewrites speak prims; lowering speaks aten.

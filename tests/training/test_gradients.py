@@ -322,3 +322,20 @@ def test_anomaly_mode_and_hooks_of_saved_tensors() -> None:
     with pytest.warns(UserWarning, match="Anomaly"):
         twins.each(step)
     twins.agree()
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_weight_norms_gradient_is_one_kernel(dtype: torch.dtype, dim: int) -> None:
+    v = torch.randn(17, 33, dtype=dtype).requires_grad_()
+    g = torch.rand(17, 1, dtype=dtype).requires_grad_() if dim == 0 else torch.rand(33, dtype=dtype).view(1, 33)
+
+    def normed(v: Tensor) -> Tensor:
+        return torch._weight_norm(v, g, dim)
+
+    incoming = torch.randn(17, 33, dtype=dtype)
+    (want,) = torch.autograd.grad(normed(v), v, incoming)
+    (got,) = torch.autograd.grad(fusec.compile(normed)(v), v, incoming)
+    torch.testing.assert_close(got, want)
+    stats = fusec.stats()
+    assert (stats["kernels_launched"], stats["extern_calls"]) == (2, 0)
