@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
+from fusec.capture.coefficients import coefficient_table
 from fusec.capture.decompositions import decomposition_table
 from fusec.lowering.builder import KERNEL_DTYPES
 from fusec.lowering.extern import LIBRARY
@@ -82,11 +83,11 @@ def _is_about_tensors(overload: OpOverload) -> bool:
 
 def operators() -> list[Operator]:
     """A row for every packet."""
-    table = decomposition_table()
+    table = decomposition_table().keys() - coefficient_table().keys()  # these stay where their number is a constant
     return [_operator(packet, table) for packet in packets()]
 
 
-def _operator(packet: OpOverloadPacket, table: dict[Any, Any]) -> Operator:
+def _operator(packet: OpOverloadPacket, table: Set[Any]) -> Operator:
     name, overloads = packet.__name__, functional(packet)
     how = _how(name, overloads, table)
     supported = _supported().get(name, frozenset())
@@ -96,7 +97,7 @@ def _operator(packet: OpOverloadPacket, table: dict[Any, Any]) -> Operator:
     return Operator(name, how, kernels, tuple(g for g in groups if g not in kernels))
 
 
-def _how(name: str, overloads: Sequence[OpOverload], table: dict[Any, Any]) -> str:
+def _how(name: str, overloads: Sequence[OpOverload], table: Set[Any]) -> str:
     lowered = [o for o in overloads if find_lowering(o) is not None]
     if name in LIBRARY and not lowered:
         return "library"

@@ -71,7 +71,7 @@ def test_a_broadcast_read_is_asked_for_by_every_lane() -> None:
 
 
 def test_graphs_add_up() -> None:
-    one = Counts(1, 2, 30, 40, 50, 60, 70)
+    one = Counts(1, 2, 30, 40, 50, 55, 60, 70)
     assert asdict(total([one, one])) == {k: 2 * v for k, v in asdict(one).items()}
 
 
@@ -148,7 +148,7 @@ def test_what_a_step_saves_is_neither_input_nor_output() -> None:
 
 
 def test_the_peers_bytes_of_a_model_follow_from_its_avoidable() -> None:
-    counts = Counts(2, 3, kernel_bytes=120, call_bytes=300, minimum=50, must=100, requested=120)
+    counts = Counts(2, 3, kernel_bytes=120, call_bytes=300, minimum=50, graphs=50, must=100, requested=120)
     assert metered.implied(metered.Peer(2, 3, None, 0.2, 1.0), counts).bytes_ratio == counts.bytes_ratio == 8.4
     assert metered.implied(metered.Peer(2, 3, 1.5, 0.2, 1.0), counts).bytes_ratio == 1.5
     assert metered.implied(metered.Peer(2, 4, None, 0.2, 1.0), counts).bytes_ratio is None
