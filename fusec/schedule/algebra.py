@@ -495,6 +495,26 @@ def _one_hot_sum(body: Body, instr: Instr) -> Instr | None:
     return replace(instr, op="where", args=(inside, found, zero), attrs=())
 
 
+def _shifted_one_hot_sum(body: Body, instr: Instr) -> Instr | None:
+    """sum of (a one-hot row - c) over r0 < n  ->  sum of that row - n*c: a loss with label smoothing has c != 0"""
+    shifted = body.defs[instr.args[0]]
+    if shifted.op not in ("add", "sub") or len(instr.reduced_axes) != 1 or not instr.dtype.is_floating_point:
+        return None
+    row, shift = shifted.args
+    (axis,) = instr.reduced_axes
+    found = None if body.varies(shift, axis) else _one_hot_sum(body, replace(instr, out=body.fresh(), args=(row,)))
+    if found is None:
+        return None
+    extent = body.extents[axis]
+    if isinstance(extent, int):
+        count = body.emit(Instr(body.fresh(), "const", (), instr.dtype, attrs=(("value", float(extent)),)))
+    else:
+        number = body.emit(Instr(body.fresh(), "index", (), torch.int64, attrs=(("expr", as_expr(extent)),)))
+        count = body.emit(Instr(body.fresh(), "cast", (number,), instr.dtype))
+    times = body.emit(Instr(body.fresh(), "mul", (shift, count), instr.dtype, origin=instr.origin))
+    return replace(instr, op=shifted.op, args=(body.emit(found), times), attrs=())
+
+
 def _checked(body: Body, instr: Instr) -> str | None:
     """checked(True, x) -> x"""
     condition, value = instr.args
@@ -512,7 +532,7 @@ _FUNCTIONS: dict[str, tuple[Function, ...]] = {
     "where": (_where,),
     **dict.fromkeys(("add", "sub", "mul", "floordiv", "mod"), (_index_arithmetic,)),
     **{op: (_reduction,) for op, info in OPS.items() if info.kind in (OpKind.REDUCTION, OpKind.SCAN)},
-    "sum": (_reduction, _one_hot_sum),
+    "sum": (_reduction, _one_hot_sum, _shifted_one_hot_sum),
 }
 
 

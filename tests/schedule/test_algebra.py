@@ -397,6 +397,23 @@ def test_the_sum_of_one_entry_a_row_is_the_entry(value: float) -> None:
     assert torch.equal(got.signbit(), want.signbit())
 
 
+@pytest.mark.parametrize("op", ["sub", "add"])
+def test_what_is_taken_from_every_entry_counts_as_often(op: str) -> None:
+    text = ONE_HOT.format(entry="p0", zero="0.0").replace(
+        "%6:f32 = sum %5 over r0", f"%c:f32 = load x[p0 + 4]\n    %s:f32 = {op} %5, %c\n    %6:f32 = sum %s over r0"
+    )
+    before = parse_program(
+        "program f (x, t)\nin x: f32[24] (1) cpu\nin t: i64[4] (1) cpu\nout y: f32[4] (1) cpu\n"
+        f"nest n0 (p0<4, r0<6):{text}\nreturn y"
+    )
+    nest = simplify_nest(before.nodes[0])
+    assert [a.name for a in nest.axes] == ["p0"] and not nest.reductions
+    after = Program(before.name, before.buffers, (nest,), before.inputs, before.outputs)
+    inputs = [torch.randn(24), torch.tensor([0, 5, 6, -1])]
+    (want,), (got,) = (evaluate_program(p, inputs) for p in (before, after))
+    torch.testing.assert_close(got, want)
+
+
 @pytest.mark.parametrize(("entry", "zero"), [("6*p0 + r0", "0.0"), ("p0", "1.0")])
 def test_a_sum_of_more_than_one_entry_stays(entry: str, zero: str) -> None:
     assert simplify_nest(one_hot(entry, zero).nodes[0]).reductions
