@@ -256,6 +256,9 @@ def _bernoulli_tensor(x: Tensor, p: Tensor) -> Tensor:
 
 
 def _uniform_between(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+    torch._check(
+        low <= high, lambda: f"uniform_ expects to return a [from, to) range, but found from={low} > to={high}"
+    )
     return (torch.rand_like(x) * (high - low) + low).to(x.dtype)
 
 

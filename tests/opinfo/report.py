@@ -52,15 +52,14 @@ def unknown_misses(rows: Sequence[Row]) -> list[Row]:
 
 
 def totals(rows: Sequence[Row]) -> list[list[str]]:
-    """One line a dtype: ops, samples, eager's answer, closer to float64, eager's error, misses, with a kernel."""
+    """One line a dtype: ops, samples, eager's answer, closer, rounded, eager's error, misses, with a kernel."""
     lines = []
     for dtype in (*DTYPES, *BACKWARD, ERRORS):
         mine = [r for r in rows if r["dtype"] == dtype]
         if mine:
-            names = ("of", "samples", "closer", "errors", "failed", "kernels")
-            of, samples, closer, errors, failed, kernels = (sum(r[n] for r in mine) for n in names)
-            same = samples - closer - errors - failed
-            lines.append([dtype, *(str(n) for n in (len(mine), of, samples, same, closer, errors, failed, kernels))])
+            names = ("of", "samples", "closer", "rounded", "errors", "failed", "kernels")
+            of, samples, *kinds, kernels = (sum(r.get(n, 0) for r in mine) for n in names)
+            lines.append([dtype, *(str(n) for n in (len(mine), of, samples, samples - sum(kinds), *kinds, kernels))])
     return lines
 
 
@@ -107,7 +106,8 @@ differences in random directions. "eager's error": where eager mode does not pas
 def page(rows: Sequence[Row]) -> str:
     """The whole report in Markdown."""
     ran, ops = kernel_share(rows)
-    header = ["inputs", "ops", "samples", "run", "eager's answer", "closer to float64", "eager's error", "misses"]
+    header = ["inputs", "ops", "samples", "run", "eager's answer", "closer to float64", "with precision=eager"]
+    header += ["eager's error", "misses"]
     dtypes = [d for d in (*DTYPES, *BACKWARD, ERRORS) if any(r["dtype"] == d for r in rows)]
     columns = [d for d in dtypes if d != ERRORS]
     misses = [

@@ -49,6 +49,7 @@ def row(name: str, dtype: str, found: dict[int, Outcome], of: int, seconds: floa
         "failed": len(failed),
         "torch": sum(o.without_fusec for _, o in failed),
         "closer": sum(o.verdict == "closer" for o in outcomes),
+        "rounded": sum(o.verdict == "rounded" for o in outcomes),
         "errors": sum(o.verdict == "error" for o in outcomes),
         "kernels": sum(o.kernels > 0 for o in outcomes),
         "externs": sum(o.externs > 0 for o in outcomes),
