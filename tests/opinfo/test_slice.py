@@ -62,7 +62,10 @@ def test_gradients_are_eagers_and_agree_with_finite_differences(chunk: int, dtyp
     step = step_of(dtype)
     found = [(full_name(op), run_sample(op, s, Compiler(), step=step)) for op, s in gradients_of(chunk, CHUNKS, dtype)]
     assert [(name, o.verdict) for name, o in found if not o.passed and miss_of(name, dtype) is None] == []
-    assert sum(o.verdict in ("same", "closer") for _, o in found) > 10 and sum(o.kernels > 1 for _, o in found) > 4
+    assert (
+        sum(o.verdict in ("same", "closer", "rounded") for _, o in found) > 10
+        and sum(o.kernels > 1 for _, o in found) > 4
+    )
 
 
 @pytest.mark.parametrize("step", ["backward", "gradcheck"])
