@@ -48,7 +48,10 @@ def _points(curve: Sequence[float], width: int, height: int, low: float, high: f
 
 
 def picture(path: Path, curves: Mapping[str, Sequence[float]], differences: Mapping[str, Sequence[float]]) -> bool:
-    """Curves above, differences below on a logarithmic scale; False where there is no matplotlib."""
+    """Curves above, differences below on a logarithmic scale; False where there is no matplotlib.
+
+    The curves are a reference and what is held against it; the differences are the other way round, in equal colours.
+    """
     if importlib.util.find_spec("matplotlib") is None:
         return False
     from matplotlib.figure import Figure
@@ -57,8 +60,8 @@ def picture(path: Path, curves: Mapping[str, Sequence[float]], differences: Mapp
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     for style, (title, curve) in zip(("-", "--", ":"), curves.items()):
         above.plot(curve, style, label=title)
-    for title, curve in differences.items():
-        below.plot(curve, label=title)
+    for colour, (title, curve) in zip(("C1", "C0"), differences.items()):
+        below.plot(curve, colour, label=title)
     above.set_ylabel("loss")
     below.set(ylabel="difference", xlabel="step")
     below.set_yscale("symlog", linthresh=1e-7)  # zeros have a place
