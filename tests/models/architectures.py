@@ -187,9 +187,11 @@ ARCHITECTURES = (
                                                             "multi_query": True, "parallel_attn": True}),
     Architecture("bloom", "decoder", "BloomForCausalLM",
                  {"hidden_size": 36, "n_head": 3, "n_layer": 2, "vocab_size": VOCABULARY}, attention=_EAGER),
+    # the scan hands roundings on from step to step: compiled over eager, the error of the gradient of dt_proj is 2.7
+    # with seed 0 and 1.03 to 1.17 with seeds 1 to 4
     Architecture("mamba", "decoder", "MambaForCausalLM",
                  {"hidden_size": 20, "state_size": 6, "num_hidden_layers": 2, "vocab_size": VOCABULARY,
-                  "time_step_rank": 4}, attention=_EAGER),
+                  "time_step_rank": 4}, attention=_EAGER, draws=5),
     Architecture("mixtral", "decoder", "MixtralForCausalLM",
                  {**_EXPERTS, "num_local_experts": 4, "intermediate_size": 72}),
     Architecture("qwen2_moe", "decoder", "Qwen2MoeForCausalLM",
