@@ -23,14 +23,14 @@ from fusec.codegen.analysis import Analysis, Part, Region, row_dims, spread_of
 from fusec.codegen.hints import Hints
 from fusec.codegen.names import Names
 from fusec.codegen.padding import Padding
-from fusec.codegen.reduce import MOMENTS, accumulator_dtype, combine, finish, initial, reduce_call
+from fusec.codegen.reduce import accumulator_dtype, combine, finish, initial, reduce_call
 from fusec.codegen.scan import carries, continued, scan_call
 from fusec.codegen.text import AND, ATOM, MUL, UNARY, Text, call
 from fusec.codegen.tiles import Dim
 from fusec.codegen.triton import TEXT, Operand, convert, dtype_text, literal, render, stores_implicitly
 from fusec.ir.index import as_int
 from fusec.ir.kernels import DimKind, KernelPlan
-from fusec.ir.ops import TAKES_POSITIONS, identity, is_reduction, is_scan
+from fusec.ir.ops import MOMENTS, TAKES_POSITIONS, identity, is_reduction, is_scan
 from fusec.ir.types import Access, AccessMode, Instr
 
 MAX_OPS = 4  # operations folded into one line

@@ -17,10 +17,9 @@ import torch
 from fusec.codegen.text import Text, call
 from fusec.codegen.tiles import Dim
 from fusec.codegen.triton import convert, dtype_text, literal
-from fusec.ir.ops import identity
+from fusec.ir.ops import MOMENTS, identity
 from fusec.ir.types import Instr
 
-MOMENTS = ("mean", "dev_sum")  # both are finished from one state of a loop
 _LOW_PRECISION = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 _NARROW_INTEGERS = (torch.int8, torch.int16, torch.uint8, torch.uint16)
 _AUGMENTED = {"sum": "+=", "prod": "*=", "any": "|=", "all": "&="}

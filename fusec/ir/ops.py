@@ -244,6 +244,7 @@ _row("exp_sum", 1, _exp_sum, kind=OpKind.REDUCTION, cost=10)
 _row("dev_sum", 1, _dev_sum, kind=OpKind.REDUCTION, cost=4)
 # a sum over a count, which must lose nothing where the values are large and near each other
 _row("mean", 1, lambda v, dims: torch.mean(v, dim=dims, keepdim=True), kind=OpKind.REDUCTION, cost=4)
+MOMENTS = ("dev_sum", "mean")  # both come from one state of a loop, and take two steps over a row in registers
 _row("argmax", 2, _arg_extreme(torch.amax), kind=OpKind.REDUCTION, result=Result.INDEX, cost=3)
 _row("argmin", 2, _arg_extreme(torch.amin), kind=OpKind.REDUCTION, result=Result.INDEX, cost=3)
 

@@ -27,6 +27,7 @@ import torch
 
 from fusec.ir.analysis import eliminate_dead
 from fusec.ir.index import as_expr, as_int, product
+from fusec.ir.ops import MOMENTS
 from fusec.ir.types import Attr, Axis, Instr
 from fusec.schedule.algebra import simplify_body
 
@@ -81,16 +82,13 @@ def two_passes(body: Sequence[Instr], axes: Sequence[Axis], held: frozenset[str]
 
     dev_sum: the sum of (x - mean)^2, the mean taken first. mean: corrected by what rounding a large sum lost.
     """
-    if not any(i.op in _MOMENTS and held.issuperset(i.reduced_axes) for i in body):
+    if not any(i.op in MOMENTS and held.issuperset(i.reduced_axes) for i in body):
         return tuple(body)
     result: list[Instr] = []
     for instr in body:
-        held_whole = instr.op in _MOMENTS and held.issuperset(instr.reduced_axes)
+        held_whole = instr.op in MOMENTS and held.issuperset(instr.reduced_axes)
         result += _centred(instr, axes) if held_whole else [instr]
     return simplify_body(result, axes)
-
-
-_MOMENTS = ("dev_sum", "mean")
 
 
 def _centred(instr: Instr, axes: Sequence[Axis]) -> list[Instr]:

@@ -23,7 +23,7 @@ import torch
 
 from fusec.ir.analysis import eliminate_dead, excused, varying
 from fusec.ir.index import Expr, IndexLike, as_expr, linearize, product, symbols_of
-from fusec.ir.ops import identity
+from fusec.ir.ops import MOMENTS, identity
 from fusec.ir.sizes import exact_quotient, plain
 from fusec.ir.types import Access, AccessMode, Axis, AxisKind, Buffer, Instr, LoopNest, Node, Program, Role
 from fusec.schedule.axes import merge_axes, rewrite_axes, without_unit_axes
@@ -170,7 +170,7 @@ def _split(nest: LoopNest, slices: int, program: Program) -> tuple[LoopNest, Loo
         return None
     cut = _Cut(flat, reduction, axis, Axis(f"{axis.name}s", slices), Axis(axis.name, chunk, AxisKind.REDUCTION))
     device = next(program.table[b].device for b in nest.writes)
-    if reduction.op not in ("dev_sum", "mean"):
+    if reduction.op not in MOMENTS:
         workspace = cut.workspace(f"{nest.name}_partial", device)
         return _partial(cut, workspace), _finish(cut, workspace), [workspace]
     means = cut.workspace(f"{nest.name}_partial_mean", device)
@@ -193,6 +193,11 @@ class _Cut:
     @property
     def kept(self) -> tuple[Axis, ...]:
         return tuple(a for a in self.nest.axes if not a.is_reduction)
+
+    @property
+    def parts(self) -> Axis:
+        """The axis of a finish: it runs over the slices."""
+        return Axis(f"{self.outer.name}r", self.outer.extent, AxisKind.REDUCTION)
 
     @property
     def exact(self) -> bool:
@@ -330,7 +335,7 @@ def _guarded(body: list[Instr], position: Expr, extent: IndexLike) -> list[Instr
 
 def _finish(cut: _Cut, workspace: Buffer) -> LoopNest:
     dtype, origin = cut.reduction.dtype, cut.reduction.origin
-    axis = Axis(f"{cut.outer.name}r", cut.outer.extent, AxisKind.REDUCTION)
+    axis = cut.parts
     body = (
         Instr("%part", "load", (), dtype, cut.at(workspace, axis), (), origin),
         replace(cut.reduction, args=("%part",), attrs=(("axes", (axis.name,)),)),
@@ -339,7 +344,7 @@ def _finish(cut: _Cut, workspace: Buffer) -> LoopNest:
 
 
 def _finish_mean(cut: _Cut, means: Buffer) -> LoopNest:
-    axis = Axis(f"{cut.outer.name}r", cut.outer.extent, AxisKind.REDUCTION)
+    axis = cut.parts
     assert cut.reduction.out is not None
     return _finishing(cut, axis, _overall_mean(cut, axis, means, cut.reduction.out))
 
@@ -376,7 +381,7 @@ def _finish_deviations(cut: _Cut, workspace: Buffer, means: Buffer) -> LoopNest:
     Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances".
     """
     dtype, origin = cut.reduction.dtype, cut.reduction.origin
-    axis = Axis(f"{cut.outer.name}r", cut.outer.extent, AxisKind.REDUCTION)
+    axis = cut.parts
 
     def line(out: str, op: str, *args: str) -> Instr:
         return Instr(out, op, args, dtype, None, (), origin)
