@@ -55,8 +55,7 @@ def in_pieces(program: Program, once: Once, apart: Set[str]) -> Program | None:
 
 def _cut(nests: Sequence[LoopNest], table: Mapping[str, Buffer]) -> LoopNest | None:
     (nest,) = nests
-    stores = [i.access for i in nest.body if i.access is not None and i.op != "load"]
-    plain = all(access.mode is AccessMode.STORE for access in stores)
+    plain = all(access.mode is AccessMode.STORE for access in nest.stores)
     if not nest.is_pointwise or not plain or not set(nest.reads).isdisjoint(nest.writes):
         return None
     count = 1
@@ -72,8 +71,7 @@ def _pieces(nest: LoopNest, axis: Axis, table: Mapping[str, Buffer], most: int) 
     """The least number of equal parts of the axis in each of which every comparison with it is decided."""
     lines = {i.out: i for i in nest.body}
     differences = [d for i in nest.body for d in _difference(i, lines) if _holds(d, axis)]
-    stores = [i.access for i in nest.body if i.access is not None and i.op != "load"]
-    if not differences or not isinstance(axis.extent, int) or not all(_holds(a.index, axis) for a in stores):
+    if not differences or not isinstance(axis.extent, int) or not all(_holds(a.index, axis) for a in nest.stores):
         return None
     for pieces in range(2, min(most, axis.extent) + 1):
         if axis.extent % pieces:
@@ -82,7 +80,7 @@ def _pieces(nest: LoopNest, axis: Axis, table: Mapping[str, Buffer], most: int) 
         starts = [{axis.name: part.symbol + part.extent * j} for j in range(pieces)]
         if not all(_decided(substitute(d, start)) for d in differences for start in starts):
             continue
-        runs = [table[a.buffer].itemsize * (axis.extent // pieces) for a in stores if _stride(a.index, axis) == 1]
+        runs = [table[a.buffer].itemsize * (axis.extent // pieces) for a in nest.stores if _stride(a.index, axis) == 1]
         return pieces if all(run >= RUN and run % ALIGNED == 0 for run in runs) else None
     return None
 
