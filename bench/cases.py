@@ -35,7 +35,8 @@ BF16 = torch.bfloat16
 class Work:
     """yardstick: the same by a hand-written kernel, or None. parameters: of fn, beside its arguments.
 
-    incoming: of a training step, the gradients of fn's outputs.
+    incoming: of a training step, the gradients of fn's outputs. moved: the bytes that a step must move, where they are
+    not those of its inputs and outputs once.
     """
 
     fn: Callable[..., Any]
@@ -43,6 +44,7 @@ class Work:
     yardstick: Callable[..., Any] | None = None
     parameters: tuple[Tensor, ...] = ()
     incoming: tuple[Tensor, ...] = ()
+    moved: int = 0
 
 
 def infer(work: Work, fn: Callable[..., Any]) -> Any:
@@ -53,8 +55,9 @@ def infer(work: Work, fn: Callable[..., Any]) -> Any:
 
 @dataclass(frozen=True)
 class Case:
-    """text: what is computed, for tables. gpu: timed by bench.gpu. run: one step of a work, by any form of its fn.
+    """text: what is computed, for tables. run: one step of a work, by any form of its fn.
 
+    whole: a model or an optimizer's step, with parameters of its own.
     random: it draws random numbers, so that answers cannot be compared.
     """
 
@@ -63,7 +66,7 @@ class Case:
     make: Callable[..., Work]
     full: Sizes
     small: Sizes
-    gpu: bool = True
+    whole: bool = False
     run: Callable[[Work, Callable[..., Any]], Any] = infer
     random: bool = False
 
@@ -237,9 +240,16 @@ def _gpt2_parameters(width: int, layers: int, vocabulary: int) -> list[torch.nn.
 
 
 def _step_of(
-    kind: type[torch.optim.Optimizer], options: dict[str, Any], max_norm: float | None = None, **sizes: int
+    kind: type[torch.optim.Optimizer],
+    options: dict[str, Any],
+    passes: int,
+    max_norm: float | None = None,
+    **sizes: int,
 ) -> Work:
-    """The second step of an optimizer, without the graph breaks that torch puts around it; its gradients clipped."""
+    """The second step of an optimizer, without the graph breaks that torch puts around it; its gradients clipped.
+
+    passes: how often memory of the parameters' size is read or written at least.
+    """
     parameters = _gpt2_parameters(**sizes)
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
@@ -253,19 +263,20 @@ def _step_of(
             torch.nn.utils.clip_grad_norm_(parameters, max_norm)
         step(optimizer)
 
-    return Work(clip_and_step, (), parameters=tuple(parameters))
+    moved = passes * sum(p.numel() * p.element_size() for p in parameters)
+    return Work(clip_and_step, (), parameters=tuple(parameters), moved=moved)
 
 
 def _adamw_step(**sizes: int) -> Work:
-    return _step_of(torch.optim.AdamW, {}, **sizes)
+    return _step_of(torch.optim.AdamW, {}, 7, **sizes)
 
 
 def _clip_adamw_step(**sizes: int) -> Work:
-    return _step_of(torch.optim.AdamW, {}, 1.0, **sizes)
+    return _step_of(torch.optim.AdamW, {}, 9, 1.0, **sizes)
 
 
 def _momentum_step(**sizes: int) -> Work:
-    return _step_of(torch.optim.SGD, {"momentum": 0.9}, **sizes)
+    return _step_of(torch.optim.SGD, {"momentum": 0.9}, 5, **sizes)
 
 
 def _model(build: Callable[..., Callable[[Tensor], Tensor]], batch: int, tokens: int, **sizes: int) -> Work:
@@ -323,18 +334,18 @@ _ALL = (
     Case("clip_grad_norm", "global norm of 20 gradients, scale each", _clip_grad_norm, {"width": 1024}, {"width": 3}),
     Case("adamw_foreach", "AdamW over 20 parameters", _adamw, {"width": 1024}, {"width": 3}),
     Case("adamw_step", "AdamW.step() over GPT-2's 148 parameters", _adamw_step, _GPT2_PARAMETERS,
-         {"width": 3, "layers": 1, "vocabulary": 5}, gpu=False),
+         {"width": 3, "layers": 1, "vocabulary": 5}, whole=True),
     Case("clip_adamw_step", "clip_grad_norm_, then AdamW.step()", _clip_adamw_step, _GPT2_PARAMETERS,
-         {"width": 3, "layers": 1, "vocabulary": 5}, gpu=False),
+         {"width": 3, "layers": 1, "vocabulary": 5}, whole=True),
     Case("sgd_momentum_step", "SGD.step() with momentum, the same", _momentum_step, _GPT2_PARAMETERS,
-         {"width": 3, "layers": 1, "vocabulary": 5}, gpu=False),
+         {"width": 3, "layers": 1, "vocabulary": 5}, whole=True),
     Case("llama_infer", "2-layer Llama, logits", _llama, _LLAMA,
          {"batch": 2, "tokens": 8, "hidden": 32, "heads": 4, "kv_heads": 2, "intermediate": 48, "vocabulary": 50},
-         gpu=False),
+         whole=True),
     Case("bert_infer", "2-layer BERT", _bert, _BERT,
-         {"batch": 2, "tokens": 8, "hidden": 32, "heads": 4, "vocabulary": 50}, gpu=False),
+         {"batch": 2, "tokens": 8, "hidden": 32, "heads": 4, "vocabulary": 50}, whole=True),
     Case("gpt2_infer", "2-layer GPT-2, logits", _gpt2, _GPT2,
-         {"batch": 2, "tokens": 8, "hidden": 32, "heads": 4, "vocabulary": 50}, gpu=False),
+         {"batch": 2, "tokens": 8, "hidden": 32, "heads": 4, "vocabulary": 50}, whole=True),
 )  # fmt: skip
 
 CASES: dict[str, Case] = {c.name: c for c in _ALL}

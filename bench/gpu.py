@@ -1,31 +1,34 @@
-"""GPU tests, then a short benchmark, inside a time budget.
+"""GPU tests, then a benchmark, inside a time budget.
 
-    python3 -m bench.gpu --budget 8m [--out bench/results] [--cases rms softmax_8192] [--skip-tests]
+    python3 -m bench.gpu --budget 8m [--out bench/results] [--cases rms softmax_8192] [--tuned] [--skip-tests]
 
-Where there is no GPU it says so in one line. Tests and benchmark run in processes of their own, which end when their
-share of the budget does; what was measured until then is kept, in bench/results/gpu-<device>.json and on the screen.
+Where there is no GPU it says so in one line. Tests run side by side. Then every case of the benchmark has a process of
+its own (bench/gpu_case.py): a few at a time they compile and check, then they are timed one after the other. What was
+measured when the budget ends is kept, in bench/results/gpu-<device>.json and on the screen.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import re
+import select
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import fusec
 from bench.budget import Budget, seconds
-from bench.cases import Case, Work
-from bench.measure import compare
+from bench.gpu_case import READY
 from bench.schema import Result, Row, device_name
 from bench.table import timings
 from bench.training import EVERY
@@ -33,10 +36,12 @@ from bench.training import EVERY
 ROOT = Path(__file__).resolve().parent.parent
 NO_GPU = "no NVIDIA GPU here: GPU tests and benchmark did not run"
 TESTS_SHARE = 0.5
-DEVICE = "cuda"
 # Without --strict-config: settings of plugins that a bare machine lacks are warnings then.
 PYTEST = ("-q", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib --strict-markers")
-CASE_SHARE = 2.0  # a case may take this many times an even share of what is left
+CASES_AT_ONCE = 12  # processes that hold a case's tensors, 6 GB at most
+TIMING_SECONDS = 8.0  # of one case
+LINES_SHOWN = 60
+CASE_MODULE = "bench.gpu_case"
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -44,17 +49,16 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", default="8m", help="time for everything: 90s, 8m, 1h (default 8m)")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder of the JSON file")
     parser.add_argument("--cases", nargs="+", metavar="CASE", help="only these cases")
+    parser.add_argument("--tuned", action="store_true", help="both compilers with measured block sizes, too")
     parser.add_argument("--skip-tests", action="store_true", help="benchmark only")
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     try:
         seconds(options.budget)
     except ValueError as error:
         parser.error(str(error))
-    known = [n for n, c in EVERY.items() if c.gpu]
-    unknown = [n for n in options.cases or [] if n not in known]
+    unknown = [n for n in options.cases or [] if n not in EVERY]
     if unknown:
-        parser.error(f"unknown case {unknown[0]!r}; valid: {', '.join(known)}")
+        parser.error(f"unknown case {unknown[0]!r}; valid: {', '.join(EVERY)}")
     return options
 
 
@@ -64,89 +68,146 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(NO_GPU)
         return 0
     budget = Budget.parse(options.budget)
-    if options.child:
-        return measure(options.child, options.cases, budget)
-    tests = {} if options.skip_tests else run_tests(budget.share(TESTS_SHARE))
+    options.out.mkdir(parents=True, exist_ok=True)
+    tests = {} if options.skip_tests else run_tests(budget.share(TESTS_SHARE), options.out)
     path = options.out / f"gpu-{re.sub(r'[^a-z0-9]+', '-', device_name().lower()).strip('-')}.json"
     path.unlink(missing_ok=True)  # a file of an earlier run must not pass for this one's
-    run_benchmark(path, options.cases, budget)
+    command = f"python3 -m bench.gpu {' '.join(sys.argv[1:] if argv is None else argv)}".strip()
+    names = options.cases or list(EVERY)
+    with tempfile.TemporaryDirectory() as cold:  # compilation is measured too, so no cache is warm
+        run_benchmark(Result.new("gpu", command), path, names, budget, cold, options.tuned)
     return report(path, tests)
 
 
-def run_tests(limit: float) -> dict[str, Any]:
-    """tests/gpu in a process of its own: rc, seconds, and pytest's closing line."""
-    rc, took, lines = run_limited([sys.executable, "-m", "pytest", *PYTEST, str(ROOT / "tests" / "gpu")], limit)
+# -- tests ----------------------------------------------------------------------------------------
+
+
+def run_tests(limit: float, out: Path) -> dict[str, Any]:
+    """tests/gpu in processes of their own: rc, seconds, and pytest's closing line. The whole log is in `out`."""
+    command = [sys.executable, "-m", "pytest", *PYTEST, *_side_by_side(), str(ROOT / "tests" / "gpu")]
+    rc, took, lines = run_limited(command, limit, out / "gpu-tests.log")
     return {"rc": rc, "seconds": round(took, 1), "summary": lines[-1] if lines else "no output"}
 
 
-def run_benchmark(path: Path, cases: Sequence[str] | None, budget: Budget) -> None:
-    command = [sys.executable, "-m", "bench.gpu", "--child", str(path), "--budget", f"{max(budget.left - 5, 1):.0f}s"]
-    with tempfile.TemporaryDirectory() as cold:  # compilation is measured too, so no cache is warm
-        caches = ("FUSEC_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-        run_limited(command + (["--cases", *cases] if cases else []), budget.left, dict.fromkeys(caches, cold))
+def _side_by_side() -> tuple[str, ...]:
+    count = min(os.cpu_count() or 1, CASES_AT_ONCE)
+    return ("-n", str(count)) if find_spec("xdist") and count > 3 else ()
 
 
-def run_limited(
-    command: Sequence[str], limit: float, extra: dict[str, str] | None = None
-) -> tuple[int, float, list[str]]:
-    """Runs in the repository's root, showing the output; (124, ...) when the limit ended it."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+def run_limited(command: Sequence[str], limit: float, log: Path) -> tuple[int, float, list[str]]:
+    """Runs in the repository's root, showing the end of the output; (124, ...) when the limit ended it."""
     began = time.monotonic()
-    lines: list[str] = []
-    variables = {**os.environ, **(extra or {}), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT)
+    with log.open("w+") as file:
+        process = subprocess.Popen(command, cwd=ROOT, env=_environment({}), stdout=file, stderr=subprocess.STDOUT)
         try:
             rc = process.wait(limit)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             rc = 124
-        log.seek(0)
-        lines = [line.rstrip("\n") for line in log]
-    print("\n".join(lines[-60:]), flush=True)
+        file.seek(0)
+        lines = [line.rstrip("\n") for line in file]
     if rc == 124:
         lines.append(f"stopped at its share of the budget, {limit:.0f} s")
-        print(lines[-1], flush=True)
+    print("\n".join(lines[-LINES_SHOWN:]), flush=True)
     return rc, time.monotonic() - began, lines
 
 
-def variants(work: Work) -> dict[str, Callable[..., Any]]:
-    found = {"eager": work.fn, "torch.compile": torch.compile(work.fn), "fusec": fusec.compile(work.fn)}
-    return {**found, "yardstick": work.yardstick} if work.yardstick else found
+def _environment(extra: Mapping[str, str]) -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, **extra, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
-def measure(path: Path, names: Sequence[str] | None, budget: Budget) -> int:
-    """The benchmark itself: writes the file after every case."""
-    cases = [c for c in EVERY.values() if c.gpu and (not names or c.name in names)]
-    result = Result.new("gpu", f"python3 -m bench.gpu --budget {budget.total:.0f}s")
+# -- benchmark ------------------------------------------------------------------------------------
+
+
+class Child:
+    """The process of one case. `answer`: the last thing it said. `said`: whatever else it printed."""
+
+    def __init__(self, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.name = name
+        self.answer: dict[str, Any] | None = None
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._buffer = b""
+        command = [sys.executable, "-m", CASE_MODULE, "--case", name, *arguments]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log}
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)  # type: ignore[call-overload]
+
+    def wait_until_ready(self, deadline: float) -> bool:
+        return any(line == READY for line in self._lines(deadline))
+
+    def time(self, deadline: float) -> None:
+        """Let it time; afterwards `answer` has the times, unless the deadline came first or it died."""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(b"go\n")
+            self.process.stdin.flush()
+        for _ in self._lines(deadline):
+            pass
+
+    def end(self) -> str:
+        """Ends it; the last lines it printed where it had died by itself."""
+        died = self.process.poll() not in (None, 0)
+        self.process.kill()
+        self.process.wait()
+        self._log.seek(0)
+        said = self._log.read().strip()
+        self._log.close()
+        return f"ended with status {self.process.returncode}:\n{said[-1500:]}" if died else ""
+
+    def _lines(self, deadline: float) -> Iterator[str]:
+        """Lines of its answers as they come, until it ends; answers are kept."""
+        out = self.process.stdout
+        while True:
+            while b"\n" in self._buffer:
+                raw, _, self._buffer = self._buffer.partition(b"\n")
+                line = raw.decode()
+                if line.startswith("{"):
+                    self.answer = json.loads(line)
+                yield line
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([out], [], [], left)[0]:
+                return
+            chunk = os.read(out.fileno(), 1 << 16)
+            if not chunk:
+                self.process.wait()
+                return
+            self._buffer += chunk
+
+
+def run_benchmark(
+    result: Result, path: Path, names: Sequence[str], budget: Budget, cache: str, tuned: bool = False
+) -> None:
+    """All cases, a few at a time; the file is written after every case."""
     result.write(path)
-    for done, case in enumerate(cases):
-        if budget.left == 0.0:
-            break
-        share = CASE_SHARE * budget.left / (len(cases) - done)
-        result = result.with_rows(measure_case(case, Budget(min(share, budget.left), budget.clock(), budget.clock)))
-        complete = done == len(cases) - 1
-        result = replace(result, complete=complete, extra={"fusec_stats": _plain(fusec.stats())})
-        result.write(path)
-        print(f"{case.name}: {budget.left:.0f} s left", flush=True)
-        torch.compiler.reset()
-        torch.cuda.empty_cache()
-    return 0
+    threads = {"TORCHINDUCTOR_COMPILE_THREADS": "2", "FUSEC_WORKERS": "2"}
+    caches = dict.fromkeys(("FUSEC_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"), cache)
+    environment = _environment({**threads, **caches})
+    at_once = max(1, min(CASES_AT_ONCE, (os.cpu_count() or 1) * 3 // 4))
+    arguments = ["--seconds", str(TIMING_SECONDS), *(["--tuned"] if tuned else [])]
+    for start in range(0, len(names), at_once):
+        children = [Child(name, arguments, environment) for name in names[start : start + at_once]]
+        deadline = time.monotonic() + budget.left
+        for child in children:
+            child.wait_until_ready(deadline)
+        for child in children:
+            if child.answer is not None and budget.left:
+                child.time(deadline)
+            result = _with_answer(result, child)
+            complete = budget.left > 0 and child.name == names[-1]
+            result = replace(result, complete=complete)
+            result.write(path)
+        print(f"{', '.join(c.name for c in children)}: {budget.left:.0f} s left", flush=True)
 
 
-def measure_case(case: Case, budget: Budget) -> list[Row]:
-    torch.manual_seed(0)
-    try:
-        work = case.build(DEVICE)
-        return compare(case, work, variants(work), budget)
-    except Exception as error:  # one case that fails must not take the others' results with it
-        return [Row(case.name, "all", case.sizes, note=f"{type(error).__name__}: {error}".splitlines()[0][:160])]
-
-
-def _plain(stats: Any) -> dict[str, Any]:
-    """Counters as JSON can hold them."""
-    return {str(k): v if isinstance(v, int | float | str) else str(v) for k, v in dict(stats).items()}
+def _with_answer(result: Result, child: Child) -> Result:
+    died = child.end()
+    answer = child.answer or {"rows": [], "kernels": {}, "stats": {}}
+    if died:
+        print(f"{child.name} {died}", flush=True)
+        last = died.splitlines()[-1][:160]
+        answer["rows"].append(asdict(Row(child.name, "all", EVERY[child.name].sizes, note=last)))
+    extra = {key: {**result.extra.get(key, {}), child.name: answer[key]} for key in ("kernels", "stats")}
+    return replace(result.with_rows(Row(**row) for row in answer["rows"]), extra={**result.extra, **extra})
 
 
 def report(path: Path, tests: dict[str, Any]) -> int:

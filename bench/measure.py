@@ -1,6 +1,6 @@
 """Times several variants of one computation against each other on a GPU.
 
-Enters: a Work and its variants. Leaves: rows of the result schema.
+Enters: a Work and calls of its variants. Leaves: rows of the result schema, checked (`prepare`), with times (`timed`).
 
 The variants run in turn, round after round, so that clocks and neighbours touch all of them alike, and medians are
 compared. Before each run a buffer larger than the second-level cache is written: caches are cold, and the host
@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from bench.budget import Budget
 from bench.cases import Case, Work
 from bench.schema import Row
 
+DEVICE = "cuda"
 CACHE_FLUSH_BYTES = 512 << 20
 MOST_ROUNDS = 60
 FEWEST_ROUNDS = 5
@@ -118,7 +118,7 @@ def first_call(row: Row, call: Call, expected: Any) -> Row:
     seen = call()
     torch.cuda.synchronize()
     first_s = time.perf_counter() - began
-    error = None if expected is None else relative_error(seen, expected)
+    error = relative_error(seen, expected) if tensors_of(expected) else None
     del seen
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -127,29 +127,33 @@ def first_call(row: Row, call: Call, expected: Any) -> Row:
     return replace(row, first_s=first_s, error=error, peak_bytes=peak)
 
 
-def compare(case: Case, work: Work, variants: Mapping[str, Callable[..., Any]], budget: Budget) -> list[Row]:
-    """Rows of all variants of a case, and of a clone that moves as many bytes."""
+def prepare(case: Case, work: Work, calls: Mapping[str, Call]) -> list[Row]:
+    """A row of every variant after its first call, without times; the note of one that failed says why."""
     expected = case.run(work, work.fn)
-    total = bytes_once(work.args, work.parameters, work.incoming) + bytes_once(expected)
+    total = work.moved or bytes_once(work.args, work.parameters, work.incoming) + bytes_once(expected)
     rows: list[Row] = []
-    timers: list[Timer] = []
-    for name, fn in variants.items():
+    for name, call in calls.items():
         row = Row(case.name, name, case.sizes, total)
-        call = partial(case.run, work, fn)
         try:
-            ready = first_call(row, call, None if name == "eager" or case.random else expected)
+            rows.append(first_call(row, call, None if name == "eager" or case.random else expected))
         except Exception as error:
-            rows.append(replace(row, note=f"{type(error).__name__}: {error}".splitlines()[0][:160]))
-            continue
-        timers.append(Timer(ready, call))
-        if budget.left == 0.0:
-            break
-    del expected
-    device = tensors_of(work.args)[0].device
-    half = torch.empty(max(total // 2, 1), dtype=torch.int8, device=device)
-    timers.append(Timer(Row(case.name, "clone", "", 2 * half.numel()), half.clone))
-    _interleave(timers, torch.empty(CACHE_FLUSH_BYTES, dtype=torch.int8, device=device), budget)
-    return rows + with_share([t.finished() for t in timers if t.events])
+            rows.append(replace(row, note=first_line(error)))
+    return rows
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:160]
+
+
+def timed(calls: Mapping[str, Call], prepared: Sequence[Row], budget: Budget) -> list[Row]:
+    """The rows with their times, and one of a clone that moves as many bytes; failed variants stay as they are."""
+    timers = {r.variant: Timer(r, calls[r.variant]) for r in prepared if not r.note}
+    first = prepared[0]
+    half = torch.empty(max(first.bytes // 2, 1), dtype=torch.int8, device=DEVICE)
+    timers["clone"] = Timer(Row(first.case, "clone", "", 2 * half.numel()), half.clone)
+    _interleave(list(timers.values()), torch.empty(CACHE_FLUSH_BYTES, dtype=torch.int8, device=DEVICE), budget)
+    rows = [*prepared, timers["clone"].row]
+    return with_share([timers[r.variant].finished() if r.variant in timers else r for r in rows])
 
 
 def _interleave(timers: Sequence[Timer], flush: torch.Tensor, budget: Budget) -> None:
@@ -164,3 +168,13 @@ def _interleave(timers: Sequence[Timer], flush: torch.Tensor, budget: Budget) ->
             flush.zero_()
             timer.run()
         torch.cuda.synchronize()
+
+
+def kernel_times(call: Call, calls: int = 5) -> list[tuple[str, float, float]]:
+    """(name, microseconds, launches) of every kernel of one call, slowest first, by PyTorch's profiler."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(calls):
+            call()
+        torch.cuda.synchronize()
+    found = [(e.key, e.self_device_time_total / calls, e.count / calls) for e in profile.key_averages()]
+    return sorted(((name, us, count) for name, us, count in found if us), key=lambda k: -k[1])

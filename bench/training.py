@@ -201,7 +201,7 @@ _ALL = (
     Case("max_pool_relu_train", "max_pool2d(relu(x), 3, 2, 1)", _max_pool_relu,
          {"batch": 64, "channels": 64, "side": 112}, {"batch": 2, "channels": 3, "side": 9}),
     Case("llama_train", "2-layer Llama, loss", _llama, CASES["llama_infer"].full, CASES["llama_infer"].small,
-         gpu=False),
+         whole=True),
 )  # fmt: skip
 
 TRAINING: dict[str, Case] = {c.name: replace(c, run=step, make=with_incoming(c.make)) for c in _ALL}

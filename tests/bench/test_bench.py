@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from bench import gpu, measure, table
+from bench import gpu, gpu_case, measure, table
 from bench.budget import Budget, seconds
-from bench.cases import CASES
+from bench.cases import CASES, Case, Work
 from bench.measure import bytes_once, quantile, relative_error, summary, tensors_of, with_share
 from bench.schema import Result, Row
 from bench.training import TRAINING
@@ -30,7 +33,7 @@ def test_a_case_runs_in_eager_at_small_sizes(name: str) -> None:
     assert outputs and all(o.numel() and o.float().isfinite().all() for o in outputs)
 
 
-@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.gpu])
+@pytest.mark.parametrize("name", [n for n, c in CASES.items() if not c.whole])
 def test_a_case_depends_on_every_input(name: str) -> None:
     work = CASES[name].build("cpu", small=True)
     before = [o.float().clone() for o in tensors_of(work.fn(*work.args))]
@@ -163,12 +166,12 @@ def test_bad_arguments_list_the_valid_ones(capsys: pytest.CaptureFixture[str]) -
     assert "got 'soon'" in capsys.readouterr().err
 
 
-def test_a_process_ends_with_its_share(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_process_ends_with_its_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sleeper = "import time; print('begun', flush=True); time.sleep(60)"
-    rc, took, lines = gpu.run_limited([sys.executable, "-c", sleeper], 1.5)
+    rc, took, lines = gpu.run_limited([sys.executable, "-c", sleeper], 1.5, tmp_path / "log")
     assert rc == 124 and took < 10
     assert lines[0] == "begun" and "share of the budget" in lines[1]
-    assert "begun" in capsys.readouterr().out
+    assert "begun" in capsys.readouterr().out and (tmp_path / "log").read_text() == "begun\n"
 
 
 class FakeEvent:
@@ -196,20 +199,27 @@ def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("memory_allocated", "max_memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda: 0)
     monkeypatch.setattr(measure, "CACHE_FLUSH_BYTES", 1024)
-    monkeypatch.setattr(gpu, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu, "EVERY", {n: replace(CASES[n], full=CASES[n].small) for n in ("bias_gelu", "swiglu")})
+    for module in (measure, gpu_case):
+        monkeypatch.setattr(module, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_case, "kernel_times", lambda call: [("a_kernel", 12.346, 1.0)])
 
 
 def broken(*args: torch.Tensor) -> torch.Tensor:
     raise RuntimeError("no compiler\nat all")
 
 
+def compared(case: Case, work: Work, forms: dict[str, Callable[..., Any]]) -> dict[str, Row]:
+    calls = {name: partial(case.run, work, form) for name, form in forms.items()}
+    return {
+        r.variant: r for r in measure.timed(calls, measure.prepare(case, work, calls), Budget(60.0, 0.0, lambda: 0.0))
+    }
+
+
 @pytest.mark.usefixtures("without_cuda")
 def test_variants_are_compared_and_a_broken_one_is_noted() -> None:
     case = CASES["bias_gelu"]
     work = case.build("cpu", small=True)
-    variants = {"eager": work.fn, "fusec": lambda x, b: work.fn(x, b) * 2, "torch.compile": broken}
-    rows = {r.variant: r for r in measure.compare(case, work, variants, Budget(60.0, 0.0, lambda: 0.0))}
+    rows = compared(case, work, {"eager": work.fn, "fusec": lambda x, b: work.fn(x, b) * 2, "torch.compile": broken})
     assert rows["eager"].median_us == rows["clone"].median_us == 1000.0
     assert rows["eager"].error is None and rows["fusec"].error == pytest.approx(1.0, abs=0.1)
     assert rows["eager"].bytes == 2 * (5 * 33 + 33 + 5 * 33)
@@ -218,21 +228,48 @@ def test_variants_are_compared_and_a_broken_one_is_noted() -> None:
 
 
 @pytest.mark.usefixtures("without_cuda")
+def test_a_case_says_what_it_checked_then_waits_then_says_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_case, "variants", lambda case, work, tuned: {"eager": partial(case.run, work, work.fn)})
+    case = replace(CASES["bias_gelu"], full=CASES["bias_gelu"].small)
+    said: list[str] = []
+    gpu_case.run(case, 1.0, False, said.append, lambda: "go\n")
+    before, ready, after = said
+    assert ready == gpu_case.READY and json.loads(before)["rows"][0]["median_us"] is None
+    assert [r["variant"] for r in json.loads(after)["rows"]] == ["eager", "clone"]
+    assert json.loads(after)["kernels"] == {"eager": [["a_kernel", 12.35, 1.0]]}
+    gpu_case.run(case, 1.0, False, said.append, lambda: "")
+    assert len(said) == 5, "without a line to wait for it ends"
+
+
+STAND_IN = """
+import json, sys
+case = sys.argv[sys.argv.index("--case") + 1]
+if case == "rms":
+    sys.exit("CUDA error: an illegal memory access")
+row = {"case": case, "variant": "eager", "median_us": None}
+print(json.dumps({"rows": [row], "kernels": {}, "stats": {"graphs": 1}}), flush=True)
+print("ready", flush=True)
+sys.stdin.readline()
+if case == "swiglu":
+    import time
+    time.sleep(60)
+print(json.dumps({"rows": [row | {"median_us": 5.0}], "kernels": {}, "stats": {}}), flush=True)
+"""
+
+
 def test_the_benchmark_keeps_every_case_it_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "variants", lambda work: {"eager": work.fn})
+    """One case dies, one never ends, the others' times are kept."""
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    monkeypatch.setattr(gpu, "CASE_MODULE", "stand_in")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     path = tmp_path / "gpu.json"
-    now = [0.0]
-
-    def clock() -> float:
-        now[0] += 1.0
-        return now[0]
-
-    assert gpu.measure(path, None, Budget(1e6, 0.0, clock)) == 0
-    whole = Result.read(path)
-    assert whole.complete and [r.case for r in whole.rows] == ["bias_gelu", "bias_gelu", "swiglu", "swiglu"]
-    gpu.measure(path, None, Budget(now[0] + 4.0, 0.0, clock))
-    partial = Result.read(path)
-    assert not partial.complete and {r.case for r in partial.rows} == {"bias_gelu"}
+    names = ["bias_gelu", "rms", "swiglu"]
+    gpu.run_benchmark(Result.new("gpu", "x"), path, names, Budget.parse("3s"), str(tmp_path))
+    partial_result = Result.read(path)
+    assert [(r.case, r.median_us) for r in partial_result.rows] == [("bias_gelu", 5.0), ("rms", None), ("swiglu", None)]
+    assert partial_result.rows[1].note == "CUDA error: an illegal memory access" and not partial_result.complete
+    gpu.run_benchmark(Result.new("gpu", "x"), path, names[:1], Budget.parse("60s"), str(tmp_path))
+    assert Result.read(path).complete
 
 
 def test_a_partial_result_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,7 +288,7 @@ def test_a_training_step_is_compared_with_its_gradients() -> None:
     case = TRAINING["swiglu_train"]
     work = case.build("cpu", small=True)
     wrong = {"eager": work.fn, "fusec": lambda gate, up: work.fn(gate, up) + up.detach() * 0.0, "half": broken_backward}
-    rows = {r.variant: r for r in measure.compare(case, work, wrong, Budget(60.0, 0.0, lambda: 0.0))}
+    rows = compared(case, work, wrong)
     assert rows["fusec"].error == 0.0 and rows["half"].error == pytest.approx(1.0, abs=0.1)
     assert rows["eager"].bytes == 6 * 5 * 33 * 2  # two inputs, the incoming gradient, the result, two gradients
 

@@ -1,0 +1,101 @@
+"""One case of the GPU benchmark, in a process of its own: an error of the device ends this case and no other.
+
+    python3 -m bench.gpu_case --case rms --seconds 8 [--tuned]
+
+Everything is compiled and checked first, beside other cases. Then it says "ready" and waits for a line: while it times,
+the device is its own. Before the waiting and at the end it says what it knows, each time as one line of JSON:
+{"rows": [...], "kernels": {variant: [[name, us, launches], ...]}, "stats": {...}}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+
+import fusec
+from bench.budget import Budget
+from bench.cases import Case, Work
+from bench.liger import liger
+from bench.measure import DEVICE, Call, first_line, kernel_times, prepare, timed
+from bench.schema import Row
+from bench.training import EVERY
+
+READY = "ready"
+KERNELS_SHOWN = 12
+
+
+def variants(case: Case, work: Work, tuned: bool = False) -> dict[str, Call]:
+    """One step of the work in all its forms. tuned: also by both compilers with measured block sizes."""
+    fn = work.fn
+    forms: dict[str, Callable[..., Any] | None] = {
+        "eager": fn,
+        "torch.compile": torch.compile(fn),
+        "fusec": fusec.compile(fn),
+        "torch.compile tuned": torch.compile(fn, mode="max-autotune-no-cudagraphs") if tuned else None,
+        "fusec tuned": fusec.compile(fn, mode="max-autotune") if tuned else None,
+        "yardstick": work.yardstick,
+    }
+    calls: dict[str, Call] = {name: partial(case.run, work, form) for name, form in forms.items() if form is not None}
+    peer = liger(case.name, work)
+    return calls if peer is None else {**calls, "liger": partial(case.run, peer, peer.fn)}
+
+
+def run(case: Case, seconds: float, tuned: bool, say: Callable[[str], None], wait: Callable[[], str]) -> None:
+    torch.manual_seed(0)
+    work = case.build(DEVICE)
+    rows = prepare(case, work, variants(case, work, tuned))
+    torch.cuda.empty_cache()
+    say(_answer(rows))
+    say(READY)
+    if not wait():
+        return
+    torch.compiler.reset()  # block sizes that were measured while other cases used the device are measured again
+    calls = variants(case, work, tuned)
+    rows = timed(calls, rows, Budget.parse(f"{seconds}s"))
+    say(_answer(rows, {r.variant: _kernels(calls[r.variant]) for r in rows if r.variant in calls and not r.note}))
+
+
+def _kernels(call: Call) -> list[Any]:
+    try:
+        return [[name, round(us, 2), count] for name, us, count in kernel_times(call)[:KERNELS_SHOWN]]
+    except Exception as error:  # a machine without the profiler's library
+        return [first_line(error)]
+
+
+def _answer(rows: list[Row], kernels: dict[str, Any] | None = None) -> str:
+    return json.dumps(
+        {"rows": [asdict(r) for r in rows], "kernels": kernels or {}, "stats": fusec.stats()}, default=str
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python3 -m bench.gpu_case", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--case", required=True, choices=list(EVERY))
+    parser.add_argument("--seconds", type=float, default=8.0, help="time for the timing")
+    parser.add_argument("--tuned", action="store_true")
+    given = parser.parse_args()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    _measure_peer_each_time()
+    say = partial(print, file=answers, flush=True)
+    run(EVERY[given.case], given.seconds, given.tuned, say, sys.stdin.readline)
+    return 0
+
+
+def _measure_peer_each_time() -> None:
+    """torch.compile shall not keep on disk which block sizes it measured beside other cases."""
+    from torch._inductor import config
+
+    config.autotune_local_cache = False
+
+
+if __name__ == "__main__":
+    sys.exit(main())
