@@ -38,7 +38,8 @@ NO_GPU = "no NVIDIA GPU here: GPU tests and benchmark did not run"
 TESTS_SHARE = 0.5
 # Without --strict-config: settings of plugins that a bare machine lacks are warnings then.
 PYTEST = ("-q", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib --strict-markers")
-CASES_AT_ONCE = 12  # processes that hold a case's tensors, 6 GB at most
+CASES_AT_ONCE = 16
+CASE_BYTES = 5 << 30  # of device memory, that a case may hold
 TIMING_SECONDS = 8.0  # of one case
 LINES_SHOWN = 60
 CASE_MODULE = "bench.gpu_case"
@@ -182,8 +183,10 @@ def run_benchmark(
     threads = {"TORCHINDUCTOR_COMPILE_THREADS": "2", "FUSEC_WORKERS": "2"}
     caches = dict.fromkeys(("FUSEC_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"), cache)
     environment = _environment({**threads, **caches})
-    at_once = max(1, min(CASES_AT_ONCE, (os.cpu_count() or 1) * 3 // 4))
-    arguments = ["--seconds", str(TIMING_SECONDS), *(["--tuned"] if tuned else [])]
+    room = torch.cuda.get_device_properties().total_memory // CASE_BYTES if torch.cuda.is_available() else 1
+    at_once = max(1, min(CASES_AT_ONCE, os.cpu_count() or 1, room))
+    lock = ["--lock", str(Path(cache) / "lock")]
+    arguments = ["--seconds", str(TIMING_SECONDS), *lock, *(["--tuned"] if tuned else [])]
     for start in range(0, len(names), at_once):
         children = [Child(name, arguments, environment) for name in names[start : start + at_once]]
         deadline = time.monotonic() + budget.left

@@ -1,21 +1,25 @@
 """One case of the GPU benchmark, in a process of its own: an error of the device ends this case and no other.
 
-    python3 -m bench.gpu_case --case rms --seconds 8 [--tuned]
+    python3 -m bench.gpu_case --case rms --seconds 8 --lock <file> [--tuned]
 
-Everything is compiled and checked first, beside other cases. Then it says "ready" and waits for a line: while it times,
-the device is its own. Before the waiting and at the end it says what it knows, each time as one line of JSON:
+Everything is compiled and checked first, beside other cases; what is slow on the device, and every measurement of block
+sizes, holds a lock. Then it says "ready" and waits for a line: while it times, the device is its own. Before it waits
+and at the end it says what it knows, each time as one line of JSON:
 {"rows": [...], "kernels": {variant: [[name, us, launches], ...]}, "stats": {...}}.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,12 +28,13 @@ import fusec
 from bench.budget import Budget
 from bench.cases import Case, Work
 from bench.liger import liger
-from bench.measure import DEVICE, Call, first_line, kernel_times, prepare, timed
+from bench.measure import DEVICE, Alone, Call, first_line, kernel_times, prepare, timed
 from bench.schema import Row
 from bench.training import EVERY
 
 READY = "ready"
 KERNELS_SHOWN = 12
+COMPILED = ("torch.compile", "fusec")  # how the names of variants begin that compile at their first call
 
 
 def variants(case: Case, work: Work, tuned: bool = False) -> dict[str, Call]:
@@ -48,19 +53,20 @@ def variants(case: Case, work: Work, tuned: bool = False) -> dict[str, Call]:
     return calls if peer is None else {**calls, "liger": partial(case.run, peer, peer.fn)}
 
 
-def run(case: Case, seconds: float, tuned: bool, say: Callable[[str], None], wait: Callable[[], str]) -> None:
+def run(
+    case: Case, seconds: float, tuned: bool, say: Callable[[str], None], wait: Callable[[], str], alone: Alone
+) -> None:
     torch.manual_seed(0)
-    work = case.build(DEVICE)
-    rows = prepare(case, work, variants(case, work, tuned))
+    with alone():
+        work = case.build(DEVICE)
+    calls = variants(case, work, tuned)
+    rows = prepare(case, work, calls, [name for name in calls if name.startswith(COMPILED)], alone)
     torch.cuda.empty_cache()
     say(_answer(rows))
     say(READY)
-    if not wait():
-        return
-    torch.compiler.reset()  # block sizes that were measured while other cases used the device are measured again
-    calls = variants(case, work, tuned)
-    rows = timed(calls, rows, Budget.parse(f"{seconds}s"))
-    say(_answer(rows, {r.variant: _kernels(calls[r.variant]) for r in rows if r.variant in calls and not r.note}))
+    if wait():
+        rows = timed(calls, rows, Budget.parse(f"{seconds}s"))
+        say(_answer(rows, {r.variant: _kernels(calls[r.variant]) for r in rows if r.variant in calls and not r.note}))
 
 
 def _kernels(call: Call) -> list[Any]:
@@ -76,25 +82,58 @@ def _answer(rows: list[Row], kernels: dict[str, Any] | None = None) -> str:
     )
 
 
+class DeviceLock:
+    """`with lock():` no other process that asks has the device; several of one process count as one."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w")
+        self._depth = 0
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        if not self._depth:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if not self._depth:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+def measure_tiles_alone(lock: Alone) -> None:
+    """Both compilers measure block sizes inside a first call: they hold the lock meanwhile."""
+    from torch._inductor.runtime.triton_heuristics import CachingAutotuner
+
+    from fusec.runtime import launch
+
+    def locked(measure: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with lock():
+                return measure(*args, **kwargs)
+
+        return call
+
+    measuring = (CachingAutotuner, "benchmark_all_configs"), (CachingAutotuner, "coordinate_descent_tuning")
+    for owner, name in (*measuring, (launch, "fastest")):
+        setattr(owner, name, locked(getattr(owner, name)))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m bench.gpu_case", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--case", required=True, choices=list(EVERY))
     parser.add_argument("--seconds", type=float, default=8.0, help="time for the timing")
     parser.add_argument("--tuned", action="store_true")
+    parser.add_argument("--lock", type=Path, required=True, help="a file that all cases share")
     given = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    _measure_peer_each_time()
+    lock = DeviceLock(given.lock)
+    measure_tiles_alone(lock)
     say = partial(print, file=answers, flush=True)
-    run(EVERY[given.case], given.seconds, given.tuned, say, sys.stdin.readline)
+    run(EVERY[given.case], given.seconds, given.tuned, say, sys.stdin.readline, lock)
     return 0
-
-
-def _measure_peer_each_time() -> None:
-    """torch.compile shall not keep on disk which block sizes it measured beside other cases."""
-    from torch._inductor import config
-
-    config.autotune_local_cache = False
 
 
 if __name__ == "__main__":

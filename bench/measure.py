@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ MOST_ROUNDS = 60
 FEWEST_ROUNDS = 5
 
 Call = Callable[[], Any]
+Alone = Callable[[], AbstractContextManager[Any]]
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:
@@ -112,30 +114,39 @@ def with_share(rows: Sequence[Row]) -> list[Row]:
     return [replace(r, share=r.gbps / clone if clone and r.gbps is not None else None) for r in rows]
 
 
-def first_call(row: Row, call: Call, expected: Any) -> Row:
-    """Compiles and checks: first_s, peak_bytes and error of one variant."""
-    began = time.perf_counter()
-    seen = call()
-    torch.cuda.synchronize()
-    first_s = time.perf_counter() - began
-    error = relative_error(seen, expected) if tensors_of(expected) else None
-    del seen
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    peak = torch.cuda.max_memory_allocated() - before
+def first_call(row: Row, call: Call, expected: Any, beside: bool, alone: Alone) -> Row:
+    """Compiles and checks: first_s, peak_bytes and error of one variant. beside: the first call compiles, unlocked."""
+    with nullcontext() if beside else alone():
+        began = time.perf_counter()
+        seen = call()
+        torch.cuda.synchronize()
+        first_s = time.perf_counter() - began
+    with alone():
+        error = relative_error(seen, expected) if tensors_of(expected) else None
+        del seen
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        peak = torch.cuda.max_memory_allocated() - before
     return replace(row, first_s=first_s, error=error, peak_bytes=peak)
 
 
-def prepare(case: Case, work: Work, calls: Mapping[str, Call]) -> list[Row]:
-    """A row of every variant after its first call, without times; the note of one that failed says why."""
-    expected = case.run(work, work.fn)
-    total = work.moved or bytes_once(work.args, work.parameters, work.incoming) + bytes_once(expected)
+def prepare(
+    case: Case, work: Work, calls: Mapping[str, Call], compiled: Sequence[str] = (), alone: Alone = nullcontext
+) -> list[Row]:
+    """A row of every variant after its first call, without times; the note of one that failed says why.
+
+    alone: a context that holds the device, which the first calls of `compiled` variants leave to others.
+    """
+    with alone():
+        expected = case.run(work, work.fn)
+        total = work.moved or bytes_once(work.args, work.parameters, work.incoming) + bytes_once(expected)
     rows: list[Row] = []
     for name, call in calls.items():
         row = Row(case.name, name, case.sizes, total)
+        wanted = None if name == "eager" or case.random else expected
         try:
-            rows.append(first_call(row, call, None if name == "eager" or case.random else expected))
+            rows.append(first_call(row, call, wanted, name in compiled, alone))
         except Exception as error:
             rows.append(replace(row, note=first_line(error)))
     return rows

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -232,13 +234,22 @@ def test_a_case_says_what_it_checked_then_waits_then_says_the_times(monkeypatch:
     monkeypatch.setattr(gpu_case, "variants", lambda case, work, tuned: {"eager": partial(case.run, work, work.fn)})
     case = replace(CASES["bias_gelu"], full=CASES["bias_gelu"].small)
     said: list[str] = []
-    gpu_case.run(case, 1.0, False, said.append, lambda: "go\n")
+    gpu_case.run(case, 1.0, False, said.append, lambda: "go\n", nullcontext)
     before, ready, after = said
     assert ready == gpu_case.READY and json.loads(before)["rows"][0]["median_us"] is None
     assert [r["variant"] for r in json.loads(after)["rows"]] == ["eager", "clone"]
     assert json.loads(after)["kernels"] == {"eager": [["a_kernel", 12.35, 1.0]]}
-    gpu_case.run(case, 1.0, False, said.append, lambda: "")
+    gpu_case.run(case, 1.0, False, said.append, lambda: "", nullcontext)
     assert len(said) == 5, "without a line to wait for it ends"
+
+
+def test_the_device_lock_is_one_process_at_a_time_and_nests(tmp_path: Path) -> None:
+    lock = gpu_case.DeviceLock(tmp_path / "lock")
+    other = gpu_case.DeviceLock(tmp_path / "lock")
+    with lock(), lock(), pytest.raises(BlockingIOError):
+        fcntl.flock(other._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with other():
+        pass
 
 
 STAND_IN = """
