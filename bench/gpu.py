@@ -3,8 +3,8 @@
     python3 -m bench.gpu --budget 8m [--out bench/results] [--cases rms softmax_8192] [--tuned] [--skip-tests]
 
 Where there is no GPU it says so in one line. Tests run side by side. Then every case of the benchmark has a process of
-its own (bench/gpu_case.py): a few at a time they compile and check, then they are timed one after the other. What was
-measured when the budget ends is kept, in bench/results/gpu-<device>.json and on the screen.
+its own (bench/gpu_case.py): a few at a time they compile and check, and those that are ready are timed one after the
+other. What was measured when the budget ends is kept, in bench/results/gpu-<device>.json and on the screen.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +39,7 @@ TESTS_SHARE = 0.5
 # Without --strict-config: settings of plugins that a bare machine lacks are warnings then.
 PYTEST = ("-q", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib --strict-markers")
 CASES_AT_ONCE = 16
+STRAGGLERS = 2  # cases that may still compile while others are timed
 CASE_BYTES = 5 << 30  # of device memory, that a case may hold
 TIMING_SECONDS = 8.0  # of one case
 LINES_SHOWN = 60
@@ -123,27 +124,41 @@ def _environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 class Child:
-    """The process of one case. `answer`: the last thing it said. `said`: whatever else it printed."""
+    """The process of one case. answer: the last thing it said. ready: it waits for its turn to time, or has ended."""
 
     def __init__(self, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         self.name = name
         self.answer: dict[str, Any] | None = None
+        self.ready = False
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._buffer = b""
         command = [sys.executable, "-m", CASE_MODULE, "--case", name, *arguments]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)  # type: ignore[call-overload]
 
-    def wait_until_ready(self, deadline: float) -> bool:
-        return any(line == READY for line in self._lines(deadline))
+    def fileno(self) -> int:
+        return int(self.process.stdout.fileno())
+
+    def read(self) -> None:
+        """What it has said since; it is ready when it says so, and at the end of its output."""
+        chunk = os.read(self.fileno(), 1 << 16)
+        self._buffer += chunk
+        while b"\n" in self._buffer:
+            raw, _, self._buffer = self._buffer.partition(b"\n")
+            if raw.startswith(b"{"):
+                self.answer = json.loads(raw)
+            self.ready = self.ready or raw.decode() == READY
+        if not chunk:
+            self.process.wait()
+            self.ready = True
 
     def time(self, deadline: float) -> None:
         """Let it time; afterwards `answer` has the times, unless the deadline came first or it died."""
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(b"go\n")
             self.process.stdin.flush()
-        for _ in self._lines(deadline):
-            pass
+        while self.process.returncode is None and _readable([self], deadline):
+            self.read()
 
     def end(self) -> str:
         """Ends it; the last lines it printed where it had died by itself."""
@@ -155,51 +170,51 @@ class Child:
         self._log.close()
         return f"ended with status {self.process.returncode}:\n{said[-1500:]}" if died else ""
 
-    def _lines(self, deadline: float) -> Iterator[str]:
-        """Lines of its answers as they come, until it ends; answers are kept."""
-        out = self.process.stdout
-        while True:
-            while b"\n" in self._buffer:
-                raw, _, self._buffer = self._buffer.partition(b"\n")
-                line = raw.decode()
-                if line.startswith("{"):
-                    self.answer = json.loads(line)
-                yield line
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([out], [], [], left)[0]:
-                return
-            chunk = os.read(out.fileno(), 1 << 16)
-            if not chunk:
-                self.process.wait()
-                return
-            self._buffer += chunk
+
+def _readable(children: Sequence[Child], deadline: float) -> list[Child]:
+    """Those that said something; none when the deadline came first."""
+    return select.select(children, [], [], max(deadline - time.monotonic(), 0.0))[0]
 
 
 def run_benchmark(
     result: Result, path: Path, names: Sequence[str], budget: Budget, cache: str, tuned: bool = False
 ) -> None:
-    """All cases, a few at a time; the file is written after every case."""
+    """All cases, a few at a time; the file is written after every case.
+
+    Those that are ready are timed, in turn, while at most STRAGGLERS others still compile.
+    """
     result.write(path)
     threads = {"TORCHINDUCTOR_COMPILE_THREADS": "2", "FUSEC_WORKERS": "2"}
     caches = dict.fromkeys(("FUSEC_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"), cache)
     environment = _environment({**threads, **caches})
-    room = torch.cuda.get_device_properties().total_memory // CASE_BYTES if torch.cuda.is_available() else 1
-    at_once = max(1, min(CASES_AT_ONCE, os.cpu_count() or 1, room))
     lock = ["--lock", str(Path(cache) / "lock")]
     arguments = ["--seconds", str(TIMING_SECONDS), *lock, *(["--tuned"] if tuned else [])]
-    for start in range(0, len(names), at_once):
-        children = [Child(name, arguments, environment) for name in names[start : start + at_once]]
-        deadline = time.monotonic() + budget.left
-        for child in children:
-            child.wait_until_ready(deadline)
-        for child in children:
-            if child.answer is not None and budget.left:
+    deadline, at_once = time.monotonic() + budget.left, cases_at_once()
+    waiting, running = list(names), list[Child]()
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            running.append(Child(waiting.pop(0), arguments, environment))
+        late = time.monotonic() >= deadline
+        while not late and sum(not c.ready for c in running) > min(STRAGGLERS, len(running) - 1):
+            found = _readable([c for c in running if not c.ready], deadline)
+            for child in found:
+                child.read()
+            late = not found
+        for child in [c for c in running if c.ready or late]:
+            if child.answer is not None and not late:
                 child.time(deadline)
-            result = _with_answer(result, child)
-            complete = budget.left > 0 and child.name == names[-1]
-            result = replace(result, complete=complete)
+            late = time.monotonic() >= deadline
+            running.remove(child)
+            result = replace(_with_answer(result, child), complete=not late and not waiting and not running)
             result.write(path)
-        print(f"{', '.join(c.name for c in children)}: {budget.left:.0f} s left", flush=True)
+            print(f"{child.name}: {max(deadline - time.monotonic(), 0.0):.0f} s left", flush=True)
+        if late:
+            waiting = []
+
+
+def cases_at_once() -> int:
+    room = torch.cuda.get_device_properties().total_memory // CASE_BYTES if torch.cuda.is_available() else 1
+    return max(1, min(CASES_AT_ONCE, os.cpu_count() or 1, room))
 
 
 def _with_answer(result: Result, child: Child) -> Result:

@@ -34,6 +34,7 @@ from bench.training import EVERY
 
 READY = "ready"
 KERNELS_SHOWN = 12
+PROFILED = ("torch.compile", "fusec")
 COMPILED = ("torch.compile", "fusec")  # how the names of variants begin that compile at their first call
 
 
@@ -66,7 +67,8 @@ def run(
     say(READY)
     if wait():
         rows = timed(calls, rows, Budget.parse(f"{seconds}s"))
-        say(_answer(rows, {r.variant: _kernels(calls[r.variant]) for r in rows if r.variant in calls and not r.note}))
+        compiled = [r.variant for r in rows if r.variant in PROFILED and not r.note]
+        say(_answer(rows, {name: _kernels(calls[name]) for name in compiled}))
 
 
 def _kernels(call: Call) -> list[Any]:

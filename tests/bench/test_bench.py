@@ -231,14 +231,14 @@ def test_variants_are_compared_and_a_broken_one_is_noted() -> None:
 
 @pytest.mark.usefixtures("without_cuda")
 def test_a_case_says_what_it_checked_then_waits_then_says_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_case, "variants", lambda case, work, tuned: {"eager": partial(case.run, work, work.fn)})
+    monkeypatch.setattr(gpu_case, "variants", lambda case, work, tuned: {"fusec": partial(case.run, work, work.fn)})
     case = replace(CASES["bias_gelu"], full=CASES["bias_gelu"].small)
     said: list[str] = []
     gpu_case.run(case, 1.0, False, said.append, lambda: "go\n", nullcontext)
     before, ready, after = said
     assert ready == gpu_case.READY and json.loads(before)["rows"][0]["median_us"] is None
-    assert [r["variant"] for r in json.loads(after)["rows"]] == ["eager", "clone"]
-    assert json.loads(after)["kernels"] == {"eager": [["a_kernel", 12.35, 1.0]]}
+    assert [r["variant"] for r in json.loads(after)["rows"]] == ["fusec", "clone"]
+    assert json.loads(after)["kernels"] == {"fusec": [["a_kernel", 12.35, 1.0]]}
     gpu_case.run(case, 1.0, False, said.append, lambda: "", nullcontext)
     assert len(said) == 5, "without a line to wait for it ends"
 
