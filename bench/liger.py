@@ -63,7 +63,7 @@ def _cross_entropy(work: Work) -> Work:
     from liger_kernel.ops import LigerCrossEntropyFunction
 
     def cross_entropy(logits: Tensor, target: Tensor) -> Any:
-        return LigerCrossEntropyFunction.apply(logits, target, None)[0]
+        return LigerCrossEntropyFunction.apply(logits, target, None)[0].float()  # the others take logits.float()
 
     logits, target = work.args
     copy = logits.detach().clone().requires_grad_(logits.requires_grad)

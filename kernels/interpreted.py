@@ -8,6 +8,7 @@ unknown combine functions one element at a time; here each function is one call 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -63,6 +64,10 @@ def _reduction(function: Function) -> Function:
     return apply
 
 
+def _ndtr(x: torch.Tensor) -> torch.Tensor:
+    return 0.5 * (1.0 + torch.erf(x * math.sqrt(0.5)))
+
+
 def _sum(values: torch.Tensor, dim: int) -> torch.Tensor:
     """Halves of a block are added until one element is left: log2(n) roundings, as threads of a GPU exchange halves.
 
@@ -100,11 +105,12 @@ def _positions(better: Function) -> Function:
 
 
 def _exp_sum_step(m: Any, s: Any, x: Any) -> tuple[Any, Any]:
-    """One step of a looped exp_sum: the running maximum, and the sum relative to it."""
-    running, total, value = torch.broadcast_tensors(*(_array(v) for v in (m, s, x)))
-    largest = torch.maximum(running, value)
+    """One step of a looped exp_sum: the running maxima of groups of neighbouring points, the sums relative to them."""
+    running, total, value = (_array(v) for v in (m, s, x))
+    points = value.reshape(*running.shape, -1)
+    largest = torch.maximum(running, points.amax(-1))
     shift = torch.where(largest == float("-inf"), 0.0, largest)
-    total = total * torch.exp(running - shift) + torch.exp(value - shift)
+    total = total * torch.exp(running - shift) + torch.exp(points - shift.unsqueeze(-1)).sum(-1)
     scalar = not m.type.is_block()
     return _tensor(largest, m.dtype.scalar, scalar), _tensor(total, s.dtype.scalar, scalar)
 
@@ -229,6 +235,7 @@ def _step(better: Function) -> Function:
 
 _UNARY: dict[str, Function] = {
     "exp": torch.exp,
+    "exp_rough": torch.exp,
     "expm1": torch.expm1,
     "log10": torch.log10,
     "log1p": torch.log1p,
@@ -258,6 +265,8 @@ _UNARY: dict[str, Function] = {
     "i1": torch.special.i1,
     "i1e": torch.special.i1e,
     "erfcx": torch.special.erfcx,
+    "ndtr": _ndtr,
+    "ndtr_rough": _ndtr,
     "ndtri": torch.special.ndtri,
     "trunc": torch.trunc,
     "round": torch.round,

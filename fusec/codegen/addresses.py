@@ -116,9 +116,12 @@ class Addresses:
                 found |= self.analysis.varying[symbol.name]
         return frozenset(found)
 
-    def shape(self, dims: frozenset[str]) -> str:
-        """A tile's shape that varies over some dimensions: "[XBLOCK, 1]"."""
-        return "[" + ", ".join(d.block if d.name in dims else "1" for d in self.dims) + "]"
+    def shape(self, dims: frozenset[str], together: int = 1) -> str:
+        """A tile's shape that varies over some dimensions: "[XBLOCK, 1]". together: neighbours that count as one."""
+        blocks = [d.block if d.name in dims else "1" for d in self.dims]
+        if together > 1:
+            blocks[-1] = f"triton.cdiv({blocks[-1]}, {together})"
+        return f"[{', '.join(blocks)}]"
 
     def extent(self, dim: Dim) -> str:
         constant = as_int(dim.extent)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 
@@ -420,6 +421,9 @@ class Emitter:
         assert self.loop is not None
         found: list[tuple[Instr, list[str]]] = []
         moments: dict[tuple[str, ...], list[str]] = {}
+        maxima = {
+            i.args: self.names.fresh(f"{self.hints[i.out]}_max") for _, i in inside if i.op == "exp_sum" and i.out
+        }
         for _, instr in inside:
             if not instr.row_axes or self.loop.name not in row_dims(self.plan, instr, self.dims):
                 continue
@@ -431,8 +435,13 @@ class Emitter:
             names = [self.names.fresh(f"{self.hints[instr.out]}_acc")]
             if instr.op in ("argmax", "argmin"):
                 names.append(self.names.fresh(f"{self.hints[instr.out]}_at"))
-            elif instr.op == "exp_sum":  # the running maximum, and the sum relative to it
-                names.insert(0, self.names.fresh(f"{self.hints[instr.out]}_max"))
+            elif instr.op == "exp_sum":  # the running maxima, and the sums relative to them
+                names.insert(0, maxima[instr.args])
+            elif instr.op == "max" and instr.args in maxima:
+                self.accumulators[instr.out] = [maxima[instr.args]]
+                self.shared.add(instr.out)
+                found.append((instr, [maxima[instr.args]]))
+                continue
             elif instr.op in MOMENTS and instr.args in moments:
                 self.accumulators[instr.out] = moments[instr.args]
                 self.shared.add(instr.out)
@@ -443,10 +452,21 @@ class Emitter:
                 before_it = [self.names.fresh(f"{hint}_{part}") for part in ("first", "mean")]
                 names = moments[instr.args] = [*before_it, *names, self.names.fresh(f"{hint}_count")]
             dtype = self._dtype_of(instr.args[0])
-            before.lines += initial(instr, names, self.addresses.shape(spread), dtype)
+            shape = self.addresses.shape(spread, self._neighbours() if instr.op == "exp_sum" else 1)
+            before.lines += initial(instr, names, shape, dtype)
             self.accumulators[instr.out] = names
             found.append((instr, names))
         return found
+
+    def _neighbours(self) -> int:
+        """Points along the loop that a thread loads together, where it loops along rows: 16 bytes of the widest."""
+        assert self.loop is not None
+        if self.loop.position != self.loop.rank - 1 or prod(b for d, b in self.plan.tile.blocks if d != "r") > 1:
+            return 1
+        sizes = {b.name: b.itemsize for b in self.plan.buffers}
+        loads = [(i.access, i.out) for i in self.plan.body if i.op == "load"]
+        along = [sizes[a.buffer] for a, out in loads if a and out and self.loop.name in self.analysis.varying[out]]
+        return max(16 // max(along, default=4), 1)
 
     def _carries(self, instr: Instr) -> list[str]:
         assert self.loop is not None and instr.out is not None

@@ -54,7 +54,7 @@ def reduce_call(instr: Instr, operands: list[Text], dim: Dim, dtype: torch.dtype
 
 
 def initial(instr: Instr, names: list[str], shape: str, dtype: torch.dtype) -> list[str]:
-    """Accumulators holding the identity."""
+    """Accumulators of that shape holding the identity."""
     wide = accumulator_dtype(instr.op, dtype)
     neutral = literal(identity(instr.op, dtype), wide)
     lines = [f"{names[0]} = tl.full({shape}, {neutral.text}, {dtype_text(wide)})"]

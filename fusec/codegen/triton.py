@@ -329,7 +329,7 @@ _row("floor", _by_dtype(floating=_function("tl.floor"), integer=_same))
 _row("ceil", _by_dtype(floating=_function("tl.ceil"), integer=_same))
 _row("trunc", _by_dtype(floating=_function("device.trunc"), integer=_same))
 _row("round", _by_dtype(floating=_function("device.round"), integer=_same))
-_row("exp", _float32_rough(_function("tl.exp"), _function("device.exp")))
+_row("exp", _float32_rough(_function("device.exp_rough"), _function("device.exp")))
 _row("exp2", _function("tl.exp2"))
 _row("log", _function("tl.log"))
 _row("log2", _function("tl.log2"))
@@ -343,6 +343,7 @@ _row(
         _float32_eager(_function("device.sigmoid_rn"), _function("device.sigmoid")),
     ),
 )
+_row("ndtr", _float32_rough(_function("device.ndtr_rough"), _function("device.ndtr")))
 for _name in (
     "expm1", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh",
     "atanh", "erf", "erfc", "erfinv", "lgamma", "digamma", "trigamma", "i0", "i0e", "i1", "i1e", "erfcx", "ndtri",

@@ -14,6 +14,7 @@ Operands of one op share a dtype (lowering inserts casts), but for `where`'s con
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -97,6 +98,11 @@ def _wide(function: Evaluate) -> Evaluate:
     return evaluate
 
 
+def _ndtr(x: torch.Tensor) -> torch.Tensor:
+    """The normal distribution function as GELU writes it, which rounds once more than torch.special.ndtr at x < -1."""
+    return 0.5 * (1.0 + torch.erf(x * math.sqrt(0.5)))
+
+
 for _name, _function, _cost in (
     ("neg", torch.neg, 1),
     ("abs", torch.abs, 1),
@@ -139,6 +145,7 @@ for _name, _function, _cost in (
     ("i1", torch.special.i1, 30),
     ("i1e", torch.special.i1e, 40),
     ("erfcx", _wide(torch.special.erfcx), 30),
+    ("ndtr", _ndtr, 16),
     ("ndtri", _wide(torch.special.ndtri), 30),
 ):
     _row(_name, 1, _function, cost=_cost)

@@ -77,7 +77,7 @@ def gelu(nest: NestBuilder, x: Value, *, approximate: str = "none") -> Value:
     if approximate == "tanh":
         inner = (x + x * x * x * 0.044715) * math.sqrt(2.0 / math.pi)
         return x * 0.5 * (nest.op("tanh", inner) + 1.0)
-    return x * 0.5 * (nest.op("erf", x * math.sqrt(0.5)) + 1.0)
+    return x * nest.op("ndtr", x)
 
 
 @pointwise(aten.silu)
@@ -182,9 +182,8 @@ def gelu_backward(nest: NestBuilder, grad: Value, x: Value, *, approximate: str 
         t = nest.op("tanh", (x + x * x * x * kappa) * beta)
         inner = (x * x * (3 * kappa) + 1) * beta
         return grad * ((t + 1) * 0.5 + x * 0.5 * (1 - t * t) * inner)
-    cdf = (nest.op("erf", x * math.sqrt(0.5)) + 1) * 0.5
     pdf = _exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi))
-    return grad * (cdf + x * pdf)
+    return grad * (nest.op("ndtr", x) + x * pdf)
 
 
 @pointwise(aten.leaky_relu_backward, operands=2)

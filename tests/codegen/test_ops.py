@@ -117,7 +117,7 @@ def test_results_of_16_bits_take_the_quick_exponential() -> None:
     exp = build.op("exp", build.load("x", at))
     build.store("out", at, build.cast(build.op("div", exp, build.op("sum", exp)), torch.bfloat16))
     text = check(build, x=torch.randn(64, 100), rtol=1e-2, atol=1e-2)
-    assert "tl.exp(x)" in text and "exp * (1.0 / total)" in text
+    assert "device.exp_rough(x)" in text and "exp * (1.0 / total)" in text
     build.buffers["out"] = replace(build.buffers["out"], dtype=torch.float32)
     build.phases[-1][-1] = replace(build.phases[-1][-1], dtype=torch.float32)
     assert "device.exp(x)" in generate(build).text, "a float32 result keeps its accuracy"
