@@ -43,8 +43,8 @@ class DimKind(Enum):
 class TileDim:
     """One dimension of the tile: consecutive kernel axes, flattened row-major into one index.
 
-    name: "x", "y" (grid), "r" (reduced) or "q" (rows that a row-and-column program walks along). The text calls its
-    block XBLOCK, YBLOCK, RBLOCK, QBLOCK.
+    name: "x", "y" (grid), "r" (reduced) or "q" (rows that a row-and-column program walks along, or holds). The text
+    calls its block XBLOCK, YBLOCK, RBLOCK, QBLOCK.
     """
 
     name: str

@@ -77,7 +77,7 @@ class _Search:
 
     def _independent(self, a: int, b: int) -> bool:
         dependence = self.dependence
-        return not dependence.ordered(a, b) and not dependence.ordered(b, a) and dependence.between(a, b) is None
+        return not dependence.ordered(a, b) and not dependence.ordered(b, a) and not dependence.between(a, b)
 
 
 def combine(schedule: Schedule, device: DeviceModel, once: Once, apart: Set[str]) -> Schedule:

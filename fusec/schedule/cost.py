@@ -8,7 +8,7 @@ passes over a row too long to hold, and launches too small to fill the device, m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -21,7 +21,7 @@ from fusec.ir.types import Axis, Buffer, Instr, LoopNest
 from fusec.schedule.online import online_sums
 from fusec.schedule.phases import split_phases
 from fusec.schedule.predicted import predicted_buffers, predicted_nest
-from fusec.schedule.reduced import ReducedShape, reduced_shape
+from fusec.schedule.reduced import ReducedShape, Use, column_use, next_power_of_2, reduced_shape, rows_at_once
 from fusec.schedule.strides import unit_axis
 from fusec.schedule.traffic import traffic
 
@@ -49,6 +49,8 @@ DEVICES = {
 }
 PERSISTENT_LIMIT = 16384  # elements of a row that one program may hold in registers
 REREAD = 0.5  # a second pass over a row mostly hits L2
+STEP = 0.7e-6  # seconds from a load to a row's sum
+HELD_POINTS, HELD_VALUES = 8192, 40960  # of a tile that is held: points, and live values at all of them
 
 
 def device_model(target: str | None) -> DeviceModel:
@@ -96,18 +98,32 @@ def _estimate(
 
 
 def _passes(body: tuple[Instr, ...], axes: tuple[Axis, ...], reads: Mapping[str, int]) -> list[int]:
-    """Bytes that each pass over the rows reads: one pass while a row fits into registers, else one a phase.
+    """Bytes that each pass reads: one pass while a row fits into registers, else one a phase over what is looped.
 
     reads: distinct bytes of each buffer.
     """
     shape = reduced_shape(body, axes)
     assert isinstance(shape, ReducedShape), shape
-    columns = prod(as_int(a.extent) or 1 for a in axes if a.name in shape.whole)
-    if shape.loop or columns <= PERSISTENT_LIMIT:
+    if shape.loop:
+        once = column_use(body, axes, shape.loop) is not Use.AGAIN or held_at_once(body, axes, shape)
+    else:
+        once = _points(shape.whole, axes) <= PERSISTENT_LIMIT
+    if once:
         return [sum(reads.values())]
-    phases = split_phases(online_sums(body, axes, shape.whole), axes, shape.whole)
+    looped = shape.loop or shape.whole
+    phases = split_phases(online_sums(body, axes, looped), axes, looped)
     loaded = [{i.access.buffer for i in p if i.op == "load" and i.access is not None} for p in phases]
     return [sum(reads.get(name, 0) for name in names) for names in loaded if names]
+
+
+def held_at_once(body: Sequence[Instr], axes: Sequence[Axis], shape: ReducedShape) -> bool:
+    """True when registers suffice for all rows and columns of a program, in a tile whose sides are powers of two."""
+    tile = next_power_of_2(_points(shape.loop, axes)) * next_power_of_2(_points(shape.whole, axes))
+    return tile <= HELD_POINTS and tile * max_live(body, axes) <= HELD_VALUES
+
+
+def _points(names: Set[str], axes: Sequence[Axis]) -> int:
+    return prod(as_int(a.extent) or 1 for a in axes if a.name in names)
 
 
 def _prices(nest: LoopNest, read: int, written: int, flops: int, passes: Sequence[int], device: DeviceModel) -> _Prices:
@@ -123,12 +139,27 @@ def _prices(nest: LoopNest, read: int, written: int, flops: int, passes: Sequenc
         programs = max(rows // 64, 1)  # neighbouring rows are adjacent in memory and share a program
     else:
         programs = rows
-    whole = device.launch + work / min(1.0, programs / device.multiprocessors)
+    work = work / min(1.0, programs / device.multiprocessors)
+    whole = device.launch + max(work, _walking(nest, shape, len(passes)))
     if not shape.axes or shape.loop or nest.scans or programs >= device.multiprocessors:
         return _Prices(whole)
     # A reduction with few rows can be split: two launches a pass, at full speed.
     fast = max((sum(passes) + written) / device.bandwidth, flops / device.rate)
     return _Prices(whole, 2 * max(len(passes), 1) * device.launch + fast)
+
+
+def _walking(nest: LoopNest, shape: ReducedShape, passes: int) -> float:
+    """Seconds that a program waits which walks over its rows and goes on from what they add up to.
+
+    At each step it waits for memory, then for the sum of a row.
+    """
+    use = column_use(nest.body, nest.axes, shape.loop) if shape.loop else Use.NONE
+    if use is Use.NONE:
+        return 0.0
+    if held_at_once(nest.body, nest.axes, shape):
+        return STEP
+    rows, columns = _points(shape.loop, nest.axes), _points(shape.whole, nest.axes)
+    return max(passes, 1) * rows / rows_at_once(rows, columns, use) * STEP
 
 
 def _instructions(body: Sequence[Instr], axes: Sequence[Axis]) -> int:

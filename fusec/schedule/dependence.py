@@ -56,10 +56,10 @@ class Dependence:
         """True when a must run before b."""
         return bool(self.before[b] >> a & 1)
 
-    def between(self, a: int, b: int) -> int | None:
-        """A node that must run after a and before b, or None: then a and b may merge."""
+    def between(self, a: int, b: int) -> tuple[int, ...]:
+        """The nodes that must run after one and before the other, in an order they may run in; none: they may merge."""
         middle = (self.after[a] & self.before[b]) | (self.after[b] & self.before[a])
-        return next(bits(middle), None)
+        return tuple(sorted(bits(middle), key=lambda i: self.before[i].bit_count()))
 
     def merge(self, a: int, b: int) -> int:
         """A new node in place of a and b; returns its id."""

@@ -3,7 +3,12 @@
     fuse(program, config, once, apart) -> (groups and externs in order, decisions)
 
 A priority queue over pairs of groups that touch a common buffer, best predicted saving first. A pair is merged when
-no other node must run between its two halves, `legality` finds common axes, and predicted seconds do not grow.
+`legality` finds common axes, and predicted seconds do not grow. What must run between its two halves joins them, all or
+nothing:
+
+    n1: s = sum[r] x      n2: m = sum[q] w*s      n3: y = x + m       n1 and n3 share x, n2 stands between
+    ->  n1, n2 and n3 together, or as they were
+
 Every answer leaves a FusionDecision.
 """
 
@@ -26,6 +31,7 @@ from fusec.schedule.once import Once
 from fusec.schedule.reduced import reduced_shape
 
 MANY_READERS = 24  # a buffer with more readers (a scalar, a mask) suggests no pairs among them
+MOST_BETWEEN = 4  # groups that must run between two which are fused together with them
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,51 +94,65 @@ class _Search:
             heapq.heappush(self.queue, (-gain, min(a, b), max(a, b)))
 
     def _shared_bytes(self, a: int, b: int) -> int:
-        left, right = self.items[a], self.items[b]
-        assert isinstance(left, Group) and isinstance(right, Group)
+        left, right = self._group(a), self._group(b)
         total = 0
         flows = False
         for name in (set(left.nest.reads) | set(left.nest.writes)) & (set(right.nest.reads) | set(right.nest.writes)):
             size = self.program.table[name].nbytes
             writes = (name in left.nest.writes) or (name in right.nest.writes)
             flows = flows or writes
-            total += size * (2 if writes and not self._needed_elsewhere(name, a, b) else 1)
+            total += size * (2 if writes and not self._needed_elsewhere(name, (a, b)) else 1)
         return max(total, 1) if flows else total
 
-    def _needed_elsewhere(self, buffer: str, a: int, b: int) -> bool:
-        """True when someone besides the two groups needs the buffer in memory."""
+    def _group(self, i: int) -> Group:
+        item = self.items[i]
+        assert isinstance(item, Group)
+        return item
+
+    def _needed_elsewhere(self, buffer: str, among: Sequence[int]) -> bool:
+        """True when someone besides these groups needs the buffer in memory."""
         if buffer in self.program.returned or self.program.table[buffer].role in (Role.INPUT, Role.CONSTANT):
             return True
-        return bool(self.readers.get(buffer, set()) - {a, b})
+        return bool(self.readers.get(buffer, set()).difference(among))
 
     def _try(self, a: int, b: int) -> None:
         if self.dependence.ordered(b, a):
             a, b = b, a
-        left, right = self.items[a], self.items[b]
-        assert isinstance(left, Group) and isinstance(right, Group)
-        middle = self.dependence.between(a, b)
-        if middle is not None:
-            name = self._name(middle)
-            self._decide(left, right, False, f"{name} must run between {left.nest.name} and {right.nest.name}")
+        left, right = self._group(a), self._group(b)
+        between = self.dependence.between(a, b)
+        obstacle = self._obstacle(between, left, right)
+        if len(between) > MOST_BETWEEN or any(map(self._stays, between)):
+            self._decide(left, right, False, obstacle)
             return
-        needed = tuple(self._needed_elsewhere(name, a, b) for nest in (left.nest, right.nest) for name in nest.writes)
-        pair = (left.nest, right.nest)
-        answer = self.once(_fusion, pair, self.program.table, needed, self.config.precision, self.device)
-        self._decide(left, right, answer.nest is not None, answer.reason, answer.bytes_saved, answer.seconds_saved)
+        chain = (a, *between, b)
+        nests = [self._group(i).nest for i in chain]
+        needed = tuple(self._needed_elsewhere(name, chain) for nest in nests for name in nest.writes)
+        answer = self.once(_fusion, nests, self.program.table, needed, self.config.precision, self.device)
+        reason = answer.reason if answer.nest is not None or not between else f"{obstacle}: {answer.reason}"
+        self._decide(left, right, answer.nest is not None, reason, answer.bytes_saved, answer.seconds_saved)
         if answer.nest is not None:
-            self._replace(a, b, left, right, answer.nest, answer.internal)
+            self._replace(chain, answer.nest, answer.internal)
 
-    def _replace(self, a: int, b: int, left: Group, right: Group, fused: LoopNest, internal: tuple[str, ...]) -> None:
-        new = self.dependence.merge(a, b)
-        members = (*left.members, *right.members)
-        group = Group(fused, members, max(left.position, right.position), (*left.internal, *right.internal, *internal))
-        del self.items[a], self.items[b]
-        self.items[new] = group
-        for nest in (left.nest, right.nest):
-            for name in nest.reads:
-                self.readers[name] -= {a, b}
-            for name in nest.writes:
-                self.writers[name] -= {a, b}
+    def _obstacle(self, between: Sequence[int], left: Group, right: Group) -> str:
+        return f"{self._name(between[0])} must run between {left.nest.name} and {right.nest.name}" if between else ""
+
+    def _stays(self, i: int) -> bool:
+        return not isinstance(self.items[i], Group) or self._stands_alone(i)
+
+    def _replace(self, chain: Sequence[int], fused: LoopNest, internal: tuple[str, ...]) -> None:
+        groups = [self._group(i) for i in chain]
+        new, *rest = chain
+        for other in rest:
+            new = self.dependence.merge(new, other)
+        members = tuple(name for group in groups for name in group.members)
+        inside = (*(name for group in groups for name in group.internal), *internal)
+        self.items[new] = Group(fused, members, max(group.position for group in groups), inside)
+        for i, group in zip(chain, groups, strict=True):
+            del self.items[i]
+            for name in group.nest.reads:
+                self.readers[name].discard(i)
+            for name in group.nest.writes:
+                self.writers[name].discard(i)
         for name in fused.reads:
             self.readers[name].add(new)
         for name in fused.writes:
@@ -156,7 +176,7 @@ class _Search:
 
 @dataclass(frozen=True, slots=True)
 class _Fusion:
-    """nest: both as one, None when refused. internal: buffers that are then no longer stored."""
+    """nest: all as one, None when refused. internal: buffers that are then no longer stored."""
 
     nest: LoopNest | None
     reason: str
@@ -172,29 +192,36 @@ def _fusion(
     precision: str,
     device: DeviceModel,
 ) -> _Fusion:
-    """Whether two nests become one. needed: which of the buffers they write, in order, someone else reads."""
-    left, right = nests
-    fused = fuse_nests(left, right, precision)
-    if isinstance(fused, Refusal):
-        return _Fusion(None, fused.reason)
-    kept = {name for name, wanted in zip((*left.writes, *right.writes), needed, strict=True) if wanted}
-    internal = frozenset(fused.writes) - kept
-    fused = with_reduction_kinds(replace(fused, name=left.name, body=without_stores(fused.body, internal)))
+    """Whether nests, in an order they may run in, become one.
+
+    needed: which of the buffers they write, in order, someone else reads.
+    """
+    fused, *rest = nests
+    for right in rest:
+        joined = fuse_nests(fused, right, precision)
+        if isinstance(joined, Refusal):
+            return _Fusion(None, joined.reason)
+        fused = replace(joined, name=nests[0].name)
+    written = [name for nest in nests for name in nest.writes]
+    internal = frozenset(name for name, wanted in zip(written, needed, strict=True) if not wanted)
+    fused = with_reduction_kinds(replace(fused, body=without_stores(fused.body, internal)))
     shape = reduced_shape(fused.body, fused.axes)  # what is no longer stored no longer says which axis is the row
     if isinstance(shape, str):
-        return _Fusion(None, f"{left.name} and {right.name} {shape}")
-    costs = [estimate(n, table, device) for n in (left, right, fused)]
-    saved = costs[0].seconds + costs[1].seconds - costs[2].seconds
-    bytes_saved = sum(c.bytes_read + c.bytes_written for c in costs[:2]) - costs[2].bytes_read - costs[2].bytes_written
+        return _Fusion(None, f"{nests[0].name} and {nests[-1].name} {shape}")
+    costs = [estimate(nest, table, device) for nest in nests]
+    cost = estimate(fused, table, device)
+    between = device.launch * (len(nests) - 2)  # might be saved as well where these join the first or the last
+    saved = sum(c.seconds for c in costs) - between - cost.seconds
+    bytes_saved = sum(c.bytes_read + c.bytes_written for c in costs) - cost.bytes_read - cost.bytes_written
     if saved < 0:
         reason = f"one kernel would take {-saved * 1e6:.1f} us longer: it fills the device less well"
         return _Fusion(None, reason, bytes_saved, saved)
-    return _Fusion(fused, _why(bytes_saved, internal), bytes_saved, saved, tuple(sorted(internal)))
+    return _Fusion(fused, _why(bytes_saved, len(rest), internal), bytes_saved, saved, tuple(sorted(internal)))
 
 
-def _why(bytes_saved: int, internal: frozenset[str]) -> str:
+def _why(bytes_saved: int, launches: int, internal: frozenset[str]) -> str:
     kept = f", {', '.join(sorted(internal))} never reaches memory" if internal else ""
-    return f"saves {bytes_saved / 1e6:.2f} MB and a launch{kept}"
+    return f"saves {bytes_saved / 1e6:.2f} MB and {'a launch' if launches == 1 else f'{launches} launches'}{kept}"
 
 
 def prepared(nest: LoopNest) -> LoopNest:

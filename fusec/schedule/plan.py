@@ -5,7 +5,7 @@
 
 No reduction: flat; a 2-D tile when two heavy accesses are contiguous along different axes; a row tile when much of the
 work is the same for a whole row. With one, or a scan: a row is held in registers when they suffice, else looped, one
-phase a pass.
+phase a pass. Where rows need what a loop over rows adds up to, all of a program's rows are held or walked over again.
 """
 
 from __future__ import annotations
@@ -21,13 +21,21 @@ from fusec.ir.ops import OPS
 from fusec.ir.types import Axis, Buffer, Instr, LoopNest
 from fusec.schedule.algebra import simplify_body
 from fusec.schedule.axes import merge_axes, rewrite_axes
-from fusec.schedule.cost import PERSISTENT_LIMIT, DeviceModel, estimate, max_live
+from fusec.schedule.cost import HELD_POINTS, PERSISTENT_LIMIT, DeviceModel, estimate, max_live
 from fusec.schedule.fuse import Group
 from fusec.schedule.once import Once
 from fusec.schedule.online import online_sums, two_passes
 from fusec.schedule.phases import split_phases
 from fusec.schedule.predicted import extent_hint
-from fusec.schedule.reduced import ReducedShape, reduced_axes, reduced_shape
+from fusec.schedule.reduced import (
+    ReducedShape,
+    Use,
+    column_use,
+    next_power_of_2,
+    reduced_axes,
+    reduced_shape,
+    rows_at_once,
+)
 from fusec.schedule.split import is_workspace
 from fusec.schedule.strides import axis_order, unit_axis_of, weighted_accesses
 
@@ -256,7 +264,12 @@ def _strategy(
             return Strategy.TILE_2D, _tile_2d(extents, live), ""
         return Strategy.FLAT, _flat(extents["x"], nest, table, live, device), ""
     if "q" in extents:
-        return Strategy.ROW_AND_COLUMN, _row_and_column_tiles(nest, extents, live), "q"
+        use = column_use(nest.body, nest.axes, frozenset(dict(shape.dims)["q"]))
+        known = use is not Use.NONE and as_int(lengths["q"]) is not None
+        held = _held_tile(extents, live, device) if known else None
+        if held is not None:
+            return Strategy.PERSISTENT_ROW, [held], ""
+        return Strategy.ROW_AND_COLUMN, _row_and_column_tiles(nest, extents, live, use), "q"
     split = any(is_workspace(table[b]) for b in nest.writes)
     units = _heavy_unit_axes(nest, table)
     if units and units[0] not in reduced and extents["x"] > 1:
@@ -374,14 +387,17 @@ def _column_tiles(extents: Mapping[str, int], live: int, known: bool) -> tuple[l
     return [Tile((("x", x), ("r", r)), 8)], True
 
 
-def _row_and_column_tiles(nest: LoopNest, extents: Mapping[str, int], live: int) -> list[Tile]:
+def _held_tile(extents: Mapping[str, int], live: int, device: DeviceModel) -> Tile | None:
+    """All rows of a program at once, when registers suffice: then none is read again."""
+    rows, columns = next_power_of_2(extents["q"]), next_power_of_2(extents["r"])
+    tile = _persistent_tile(extents["x"], rows * columns, live, device) if rows * columns <= HELD_POINTS else None
+    return replace(tile, blocks=(("x", tile.block("x")), ("q", rows), ("r", columns))) if tile is not None else None
+
+
+def _row_and_column_tiles(nest: LoopNest, extents: Mapping[str, int], live: int, use: Use) -> list[Tile]:
     """A few rows a step, so that the sums along the columns stay in registers beside the rows."""
     sums = sum(1 for i in nest.body if i.reduced_axes)
-    whole = next_power_of_2(extents["r"])
-    steps = extents["q"] & -extents["q"]  # a power of two that divides the rows of a program: no mask
-    rows = 1
-    while rows * 2 <= min(steps, 8) and rows * 2 * whole <= 4096:
-        rows *= 2
+    whole, rows = next_power_of_2(extents["r"]), rows_at_once(extents["q"], extents["r"], use)
     warps = 4
     while warps < 16 and registers_needed(rows * whole, warps, live + sums) > 128:
         warps *= 2
@@ -393,9 +409,4 @@ def registers_needed(points: int, warps: int, live: int) -> int:
     return SPARE_REGISTERS + live * -(-points // (32 * warps))
 
 
-def next_power_of_2(value: int) -> int:
-    """The least power of two that is at least value; 1 for 0."""
-    return 1 << max(value - 1, 0).bit_length()
-
-
-__all__ = ["next_power_of_2", "plan_group", "registers_needed"]
+__all__ = ["plan_group", "registers_needed"]

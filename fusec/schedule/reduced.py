@@ -2,7 +2,8 @@
 
     all reduce {r}             one reduced dimension, whole or looped as its size asks
     some {p}, others {c}       row and column: a program walks over its rows p (a loop) and holds the columns c whole;
-                               row results are complete in each step, column results add up along the loop
+                               row results are complete in each step, column results add up along the loop; what
+                               needs those at every row is a later phase, which walks over the rows again
 
 A scan needs its row as a reduction does, in one order; a row-and-column program has none.
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache
 
 from fusec.ir.analysis import instr_axes, varying
@@ -21,6 +23,8 @@ from fusec.ir.types import Axis, Instr, LoopNest
 from fusec.schedule.strides import unit_axis
 
 WHOLE_LIMIT = 8192  # columns a row-and-column program holds, beside the sums along the columns
+STEP_POINTS = 4096  # points of one step of its walk
+IDLE = 1.25  # lanes over points of a walk that need not divide its rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,14 @@ class ReducedShape:
     @property
     def axes(self) -> frozenset[str]:
         return self.whole | self.loop
+
+
+class Use(Enum):
+    """What becomes of sums along the columns."""
+
+    NONE = "stored, or computed with"
+    AFTER = "reduced once more, when the loop has ended"
+    AGAIN = "needed at the rows, which are walked again"
 
 
 def reduced_axes(body: Sequence[Instr]) -> frozenset[str]:
@@ -62,20 +74,32 @@ def reduced_shape(body: tuple[Instr, ...], axes: tuple[Axis, ...]) -> ReducedSha
     columns = as_int(product(extents[a] for a in whole))
     if columns is None or columns > WHOLE_LIMIT:
         return f"{refusal}; the row is too long to be held beside the sums along the columns"
-    if _column_results_used(body, axes, loop):
-        return f"{refusal}; what is summed along the rows would be needed inside the same loop"
     return ReducedShape(whole, loop)
 
 
-def _column_results_used(body: tuple[Instr, ...], axes: tuple[Axis, ...], loop: frozenset[str]) -> bool:
-    """True when a line that varies along the loop needs a result of the whole loop."""
+@lru_cache(maxsize=4096)
+def column_use(body: tuple[Instr, ...], axes: tuple[Axis, ...], loop: frozenset[str]) -> Use:
+    """Who needs, in the same kernel, what a loop over rows adds up to."""
     values = varying(body, axes)
     late: set[str | None] = set()
+    found = Use.NONE
     for instr in body:
         if late & set(instr.value_operands):
-            if instr.reduced_axes or instr_axes(instr, values) & loop:
-                return True
+            if (instr_axes(instr, values) | set(instr.reduced_axes)) & loop:
+                return Use.AGAIN
+            found = Use.AFTER if instr.reduced_axes else found
             late.add(instr.out)
         elif set(instr.reduced_axes) & loop:
             late.add(instr.out)
-    return False
+    return found
+
+
+def rows_at_once(rows: int, columns: int, use: Use) -> int:
+    """Rows a row-and-column program takes in a step: no lane is idle, or few where a walk is waited for."""
+    fitting = (n for n in (8, 4, 2) if n * next_power_of_2(columns) <= STEP_POINTS)
+    return next((n for n in fitting if -(-rows // n) * n <= (rows if use is Use.NONE else IDLE * rows)), 1)
+
+
+def next_power_of_2(value: int) -> int:
+    """The least power of two that is at least value; 1 for 0."""
+    return 1 << max(value - 1, 0).bit_length()

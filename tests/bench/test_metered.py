@@ -21,7 +21,8 @@ from fusec.ir.kernels import Schedule
 from fusec.runtime.meter import meter
 
 RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
-QUICK = ("bias_gelu", "transpose_pointwise", "split_heads_scale", "rms", "group_norm_silu_nhwc", "softmax_8192")
+QUICK = ("bias_gelu", "transpose_pointwise", "split_heads_scale", "rms", "group_norm_silu_nhwc", "softmax_8192",
+         "group_norm_silu_train")  # fmt: skip
 
 
 def scheduled(fn: object, *args: torch.Tensor) -> Schedule:

@@ -41,12 +41,14 @@ def pow2(n: int) -> int:
 
 
 class Build:
-    """Builds a plan line by line. Axes are named x0, x1, y0, r0 after their dimension; q is a loop over rows.
+    """Builds a plan line by line. Axes are named x0, x1, y0, r0 after their dimension; q is a loop over rows, or held.
 
     A line returns the name of its value; `phase()` starts the next phase of a looped kernel.
     """
 
-    def __init__(self, *, looped: bool = False, precision: str = "fast", **dims: int | tuple[int, ...]) -> None:
+    def __init__(
+        self, *, looped: bool = False, held: bool = False, precision: str = "fast", **dims: int | tuple[int, ...]
+    ) -> None:
         self.config = Config(precision=precision)
         self.looped = looped
         self.dims: list[TileDim] = []
@@ -57,7 +59,7 @@ class Build:
                 kind = AxisKind.REDUCTION if name in ("q", "r") else AxisKind.PARALLEL
                 self.axes.append(Axis(f"{name}{k}", extent, kind))
                 names.append(f"{name}{k}")
-            kinds = {"r": DimKind.LOOP if looped else DimKind.WHOLE, "q": DimKind.LOOP}
+            kinds = {"r": DimKind.LOOP if looped else DimKind.WHOLE, "q": DimKind.WHOLE if held else DimKind.LOOP}
             self.dims.append(TileDim(name, tuple(names), kinds.get(name, DimKind.GRID)))
         self.phases: list[list[Instr]] = [[]]
         self.buffers: dict[str, Buffer] = {}

@@ -499,3 +499,39 @@ def test_a_row_and_column_kernel_that_ends_in_one_number() -> None:
 def test_a_row_and_column_kernel_compiles() -> None:
     source = generate(norm_backward(4, 16, 1000), x=1, q=2)
     assert compile_kernel(compile_request(source, source.tile, 90)).spills == 0
+
+
+def sums_of_sums(programs: int, rows: int, n: int, held: bool) -> Build:
+    """The sums of rows are stored and added up, weighted; what a program's rows add up to is taken off every point."""
+    build = Build(held=held, x=programs, q=rows, r=n)
+    build.buffer("x", f32, (programs, rows, n))
+    build.buffer("w", f32, (rows,))
+    build.buffer("sums", f32, (programs, rows), Role.OUTPUT)
+    build.buffer("y", f32, (programs, rows, n), Role.OUTPUT)
+    at, row = build.index(x0=rows * n, q0=n, r0=1), build.index(x0=rows, q0=1)
+    x = build.load("x", at)
+    total = build.op("sum", x)
+    build.store("sums", row, total)
+    overall = build.op("sum", build.op("mul", total, build.load("w", build.index(q0=1))), over="q")
+    if not held:
+        build.phase()
+        x, total = build.load("x", at), build.load("sums", row)
+    build.store("y", at, build.op("mul", build.op("sub", x, overall), total))
+    return build
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("programs, rows, n", [(1, 30, 77), (3, 8, 64), (5, 5, 100), (2, 3, 1), (9, 1, 17)])
+def test_rows_that_need_what_all_of_them_add_up_to(programs: int, rows: int, n: int, held: bool) -> None:
+    inputs = {"x": torch.randn(programs, rows, n), "w": torch.randn(rows)}
+    blocks = {"x": 2} if held else {"x": 1, "q": 4}
+    text = check(sums_of_sums(programs, rows, n, held), **inputs, blocks=blocks, rtol=1e-4, atol=1e-4)
+    assert text.count("tl.load(x_ptr") == (1 if held else 2)
+    assert text.count("for row_start in range") == (0 if held or rows == 1 else 2)
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("held", [False, True])
+def test_rows_that_are_walked_over_again_compile(held: bool, arch: int) -> None:
+    source = generate(sums_of_sums(4, 10, 500, held), x=1, **({} if held else {"q": 4}))
+    assert compile_kernel(compile_request(source, source.tile, arch)).spills == 0

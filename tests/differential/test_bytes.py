@@ -23,6 +23,11 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(shape).to(dtype)
 
 
+def sums_of_sums(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    sums = x.sum(-1)
+    return sums, x - (sums * w).sum(-1).reshape(-1, 1, 1)
+
+
 def rotate_half(x: torch.Tensor) -> torch.Tensor:
     half = x.shape[-1] // 2
     return torch.cat((-x[..., half:], x[..., :half]), -1)
@@ -81,6 +86,8 @@ PATTERNS: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
         lambda x: F.group_norm(x, 4),
         (randn(2, 16, 6, 6).contiguous(memory_format=torch.channels_last),),
     ),
+    "sums_of_sums_held": (sums_of_sums, (randn(140, 4, 50), randn(4))),
+    "sums_of_sums_walked_twice": (sums_of_sums, (randn(140, 10, 1000), randn(10))),
     "variance": (lambda x: torch.var_mean(x, 1), (randn(50, 60),)),
     "argmax": (lambda x: x.argmax(-1), (randn(21, 90),)),
     "amax_scale": (lambda x: x / x.abs().amax(-1, keepdim=True), (randn(21, 90, dtype=F16),)),

@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.cases import CASES
+from bench.cases import CASES, Case, Work
 from bench.schedules import capture, schedules
 from bench.schedules import scheduled as graph_schedule
-from bench.training import TRAINING
+from bench.training import TRAINING, step, with_incoming
 from fusec.codegen.kernel import generate_kernel
 from fusec.config import Config
 from fusec.ir.kernels import KernelPlan, KernelSource, Schedule
@@ -122,6 +122,23 @@ def test_training_steps_do_not_spill(name: str) -> None:
             source = generate_kernel(plan, steps.table, Config(target="sm_90"))
             for arch in ARCHITECTURES:
                 assert compiled(source, arch).spills == 0, f"sm_{arch}\n{source.text}"
+
+
+@pytest.mark.parametrize("shape", [(16, 1280, 8, 8), (16, 1280, 16, 16), (150, 3, 33, 65), (150, 12, 64, 128)])
+def test_gradients_of_group_norms_do_not_spill(shape: tuple[int, ...]) -> None:
+    """Sums of sums in registers, and in two walks over rows: of 64 to 8192 points, a power of two or masked."""
+
+    def work() -> Work:
+        affine = (torch.randn(shape[1], dtype=BF16).requires_grad_() for _ in range(2))
+        x = torch.randn(shape, dtype=BF16).requires_grad_()
+        return Work(lambda x, w, b: F.silu(F.group_norm(x, min(shape[1] // 3, 32), w, b)), (x, *affine))
+
+    case = Case("group_norm", "", with_incoming(work), {}, {}, run=step)
+    steps = graph_schedule(capture(case.build, case.run)[-1])
+    first = next(s for s in steps.steps if isinstance(s, KernelPlan))
+    assert [d.name for d in first.dims] == ["x", "q", "r"]
+    for arch in ARCHITECTURES:
+        assert compiled(generate_kernel(first, steps.table, Config(target="sm_90")), arch).spills == 0
 
 
 @pytest.fixture(scope="module")

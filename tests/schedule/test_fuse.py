@@ -12,7 +12,9 @@ from torch import Tensor
 
 from fusec.config import Config
 from fusec.ir.kernels import KernelPlan, Strategy
-from fusec.ir.types import Extern
+from fusec.ir.types import Extern, Program
+from fusec.schedule import schedule
+from fusec.schedule.dependence import Dependence
 from tests.schedule.nests import agrees, kernels, program, reasons, scheduled
 
 ROWS, WEIGHT = torch.randn(200, 1000), torch.randn(1000)
@@ -127,26 +129,101 @@ def test_a_store_that_goes_may_take_the_row_with_it() -> None:
     """Its store was what said which axis is contiguous: what is left may be no kernel of rows and columns."""
     before = program(
         """
-nest a (p0<32, r0<24):
-  %0:f32 = load g[24*p0 + r0]
-  %1:f32 = load x[24*p0 + r0]
+nest a (p0<32, p1<5, r0<24):
+  %0:f32 = load g[120*p0 + 24*p1 + r0]
+  %1:f32 = load x[120*p0 + 24*p1 + r0]
   %2:f32 = mul %0, %1
-  store t[24*p0 + r0], %2
+  store t[120*p0 + 24*p1 + r0], %2
   %3:f32 = sum %2 over r0
   %4:f32 = sub %2, %3
-  store y[32*r0 + p0], %4
-nest b (p0<24, r0<32):
-  %0:f32 = load t[24*r0 + p0]
+  store y[160*r0 + 5*p0 + p1], %4
+nest b (p0<5, p1<24, r0<32):
+  %0:f32 = load t[120*r0 + 24*p0 + p1]
   %1:f32 = sum %0 over r0
-  store z[p0], %1
+  store z[24*p0 + p1], %1
 """,
         inputs="g, x",
         returns="y, z",
-        g="f32[32, 24]",
-        x="f32[32, 24]",
-        t="f32[32, 24]",
-        y="f32[24, 32]",
-        z="f32[24]",
+        g="f32[32, 5, 24]",
+        x="f32[32, 5, 24]",
+        t="f32[32, 5, 24]",
+        y="f32[24, 32, 5]",
+        z="f32[5, 24]",
     )
-    steps = agrees(before, torch.randn(32, 24), torch.randn(32, 24))
-    assert [r for r in reasons(steps, accepted=False) if "needed inside the same loop" in r]
+    steps = agrees(before, torch.randn(32, 5, 24), torch.randn(32, 5, 24))
+    assert [r for r in reasons(steps, accepted=False) if "reduce over different axes" in r]
+    assert len(steps.steps) == 2
+
+
+NESTED = """
+nest rows (p0<{n}, p1<{q}, r0<{r}):
+  %0:f32 = load x[{qr}*p0 + {r}*p1 + r0]
+  %1:f32 = sum %0 over r0
+  store s[{q}*p0 + p1], %1
+{between}
+nest total (p0<{n}, r0<{q}):
+  %0:f32 = load {read}[{q}*p0 + r0]
+  %1:f32 = load w[r0]
+  %2:f32 = mul %0, %1
+  %3:f32 = sum %2 over r0
+  store t[p0], %3
+nest apply (p0<{n}, p1<{qr}):
+  %0:f32 = load x[{qr}*p0 + p1]
+  %1:f32 = load t[p0]
+  %2:f32 = sub %0, %1
+  store y[{qr}*p0 + p1], %2
+"""
+
+
+def nested(n: int, q: int, r: int, between: str = "", read: str = "s") -> Program:
+    """y = x - sum over q of w * (sum over r of x), and the inner sums: what the last reads the other two make."""
+    text = NESTED.format(n=n, q=q, r=r, qr=q * r, between=between, read=read)
+    x, s = f"f32[{n}, {q}, {r}]", f"f32[{n}, {q}]"
+    return program(text, inputs="x, w", returns="y, s", x=x, w=f"f32[{q}]", s=s, u=s, t=f"f32[{n}]", y=x)
+
+
+@pytest.mark.parametrize("sizes", [(200, 8, 64), (200, 5, 17), (150, 3, 4097), (200, 12, 1000), (3, 7, 5), (1, 2, 3)])
+def test_what_stands_between_two_readers_of_a_buffer_joins_them(sizes: tuple[int, int, int]) -> None:
+    n, q, r = sizes
+    steps = agrees(nested(n, q, r), torch.randn(n, q, r), torch.randn(q))
+    (kernel,) = kernels(steps)
+    assert kernel.nests == ("rows", "total", "apply") and kernel.internal == ("t",)
+    assert kernel.cost.bytes_read == 4 * (n * q * r + q) and kernel.cost.bytes_written == 4 * (n * q * r + n * q)
+    assert any("and 2 launches, t never reaches memory" in r for r in reasons(steps, accepted=True))
+
+
+def test_all_that_stands_between_joins_or_none() -> None:
+    """A row of 9000 is not held: the sums share no kernel with what uses them, and say so."""
+    steps = agrees(nested(200, 3, 9000), torch.randn(200, 3, 9000), torch.randn(3))
+    assert {k.nests for k in kernels(steps)} >= {("rows",), ("apply",)}
+    (reason,) = [r for r in reasons(steps, accepted=False) if r.startswith("total must run between rows and apply: ")]
+    assert "too long to be held" in reason
+
+
+def test_a_library_call_between_keeps_its_place() -> None:
+    before = nested(200, 8, 64, "extern e: u = aten.sin.default(s)", read="u")
+    steps = agrees(before, torch.randn(200, 8, 64), torch.randn(8))
+    assert [s.name if isinstance(s, Extern) else s.nests for s in steps.steps][:2] == [("rows",), "e"]
+    assert "e must run between rows and apply" in reasons(steps, accepted=False)
+
+
+def test_a_nest_that_stands_alone_keeps_its_place() -> None:
+    steps = schedule(nested(200, 8, 64), Config(), apart={"total"})
+    assert [k.nests for k in kernels(steps)] == [("rows",), ("total",), ("apply",)]
+
+
+def test_nodes_between_are_in_an_order_they_may_run_in() -> None:
+    links = [("c", "b", "a"), ("d", "c"), ("b", "a"), ("f", "d", "b"), ("e", "a")]  # (node, what it reads ...)
+    order = {"a": 0} | {name: 1 + i for i, name in enumerate("bcdef")}
+    text = "".join(
+        f"nest {name} (p0<8):\n"
+        + "".join(f"%{i}:f32 = load {r}[p0]\n" for i, r in enumerate(reads))
+        + f"store {name}[p0], %0\n"
+        for name, *reads in [("a", "x"), *sorted(links, key=lambda link: order[link[0]])]
+    )
+    nodes = program(text, inputs="x", returns="f", **dict.fromkeys("xabcdef", "f32[8]")).nodes
+    dependence = Dependence(nodes)
+    assert dependence.between(0, 5) == dependence.between(5, 0) == (1, 2, 3)
+    assert dependence.between(0, 1) == dependence.between(4, 5) == ()
+    merged = dependence.merge(dependence.merge(0, 1), 2)
+    assert dependence.between(merged, 5) == (3,)

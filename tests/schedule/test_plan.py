@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import fusec
 from fusec.ir.kernels import DimKind, KernelPlan, Strategy
 from fusec.schedule import plan
-from fusec.schedule.plan import next_power_of_2, registers_needed
+from fusec.schedule.plan import registers_needed
+from fusec.schedule.reduced import next_power_of_2
 from tests.schedule.nests import kernels, scheduled
 
 
@@ -114,3 +115,33 @@ def test_a_column_sum_joins_the_rows_whose_result_it_reads() -> None:
     first, *rest = [s for s in steps.steps if isinstance(s, KernelPlan)]
     assert first.strategy is Strategy.ROW_AND_COLUMN and len(rest) == 1
     assert all(b.hint == "partial" for b in rest[0].buffers[:1])
+
+
+def softened(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums of each channel, and their weighted sum a group taken off every point."""
+    sums = x.sum(-1)
+    return sums, x - (sums * w).sum(-1).reshape(-1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("channels", "points", "strategy", "blocks"),
+    [
+        (8, 64, Strategy.PERSISTENT_ROW, (1, 8, 64)),
+        (3, 49, Strategy.PERSISTENT_ROW, (1, 4, 64)),
+        (5, 1000, Strategy.PERSISTENT_ROW, (1, 8, 1024)),
+        (10, 1024, Strategy.ROW_AND_COLUMN, (1, 4, 1024)),
+        (7, 4097, Strategy.ROW_AND_COLUMN, (1, 1, 8192)),
+    ],
+)
+def test_sums_of_sums_are_held_or_walked_over_twice(
+    channels: int, points: int, strategy: Strategy, blocks: tuple[int, ...]
+) -> None:
+    plan = only(scheduled(softened, torch.randn(140, channels, points), torch.randn(channels)))
+    assert (plan.strategy, tuple(n for _, n in plan.tile.blocks)) == (strategy, blocks)
+    assert len(plan.phases) == (2 if strategy is Strategy.ROW_AND_COLUMN else 1)
+    assert plan.cost.bytes_read == 4 * (140 * channels * points + channels)
+
+
+def test_few_groups_do_not_share_a_launch_with_the_sums_of_their_channels() -> None:
+    steps = scheduled(softened, torch.randn(8, 10, 4096), torch.randn(10))
+    assert len(kernels(steps)) > 1

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from fusec.schedule.reduced import WHOLE_LIMIT, ReducedShape, reduced_axes, reduced_shape
+import pytest
+
+from fusec.ir.types import LoopNest
+from fusec.schedule.reduced import (
+    WHOLE_LIMIT,
+    ReducedShape,
+    Use,
+    column_use,
+    reduced_axes,
+    reduced_shape,
+    rows_at_once,
+)
 from tests.schedule.nests import nests
 
 
-def shape(body: str, columns: int = 100, **sizes: str) -> ReducedShape | str:
+def nest_of(body: str, columns: int = 100, **sizes: str) -> LoopNest:
     text = f"nest n (p<64, c<{columns}):\n%0:f32 = load x[{columns}*p + c]\n{body}"
     (nest,) = nests(text, x=f"f32[64, {columns}]", y="f32[64]", z=f"f32[{columns}]", **sizes)
+    return nest
+
+
+def shape(body: str, columns: int = 100, **sizes: str) -> ReducedShape | str:
+    nest = nest_of(body, columns, **sizes)
     return reduced_shape(nest.body, nest.axes)
+
+
+def use(body: str, **sizes: str) -> Use:
+    nest = nest_of(body, **sizes)
+    return column_use(nest.body, nest.axes, frozenset("p"))
 
 
 ROW, COLUMN = "%1:f32 = sum %0 over c\nstore y[p], %1\n", "%2:f32 = sum %0 over p\nstore z[c], %2\n"
@@ -28,10 +49,38 @@ def test_columns_may_use_the_rows_results() -> None:
     assert shape(text) == ReducedShape(frozenset("c"), frozenset("p"))
 
 
-def test_rows_may_not_use_what_the_columns_add_up_to() -> None:
-    found = shape(COLUMN + "%3:f32 = div %0, %2\n%1:f32 = sum %3 over c\nstore y[p], %1")
-    assert isinstance(found, str) and "need" in found
-    assert found.startswith("reduce over different axes: (c<100) and (p<64)")
+def test_rows_that_use_what_the_columns_add_up_to_are_walked_again() -> None:
+    text = COLUMN + "%3:f32 = div %0, %2\n%1:f32 = sum %3 over c\nstore y[p], %1"
+    assert shape(text) == ReducedShape(frozenset("c"), frozenset("p"))
+    assert use(text) is Use.AGAIN
+
+
+def test_what_the_columns_add_up_to_may_be_reduced_once_more() -> None:
+    text = "%2:f32 = sum %0 over p\n%3:f32 = max %2 over c\nstore t[0], %3\n" + ROW
+    assert shape(text, t="f32[1]") == ReducedShape(frozenset("c"), frozenset("p"))
+    assert use(text, t="f32[1]") is Use.AFTER
+
+
+@pytest.mark.parametrize("text", [ROW + COLUMN, ROW + "%2:f32 = sum %0 over p\n%3:f32 = exp %2\nstore z[c], %3"])
+def test_sums_along_the_columns_that_no_row_needs(text: str) -> None:
+    assert use(text) is Use.NONE
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "use", "expected"),
+    [
+        (16, 64, Use.NONE, 8),
+        (10, 64, Use.NONE, 2),
+        (10, 64, Use.AGAIN, 4),  # three steps, the last half empty, in place of five
+        (7, 64, Use.AGAIN, 8),
+        (9, 64, Use.AGAIN, 2),
+        (16, 2048, Use.AGAIN, 2),
+        (16, 8000, Use.AGAIN, 1),
+        (1, 64, Use.AFTER, 1),
+    ],
+)
+def test_rows_of_a_step(rows: int, columns: int, use: Use, expected: int) -> None:
+    assert rows_at_once(rows, columns, use) == expected
 
 
 def test_a_row_too_long_to_hold_is_refused() -> None:

@@ -200,7 +200,7 @@ class Step:
             exact = case.step(case.fn, wide, incoming.double())
             for who, fn in {EAGER: case.fn, **compiled}.items():
                 for i, (seen, true) in enumerate(zip(case.step(fn, args, incoming), exact, strict=True)):
-                    found[who][f"gradient {i - 1}" if i else "output"] += _error(seen, true) / SEEDS
+                    found[who][f"gradient {i - 1}" if i else "output"] += error(seen, true) / SEEDS
         return found
 
     def worst(self, *precisions: str) -> tuple[float, str]:
@@ -218,7 +218,7 @@ class Step:
         )
 
 
-def _error(seen: Tensor, exact: Tensor) -> float:
+def error(seen: Tensor, exact: Tensor) -> float:
     """max |seen - exact| / max |exact| where exact is finite; infinite where only one of them is."""
     seen, finite = seen.double(), exact.isfinite()
     if (
