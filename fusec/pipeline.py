@@ -367,21 +367,23 @@ class CompiledGraph:
                 return outputs
         given = tuple(inputs)
         inputs.clear()
-        return self(*given)
+        return self._run(given)
 
     def __call__(self, *inputs: Any) -> Sequence[Any]:
-        executable = self.executable
-        if executable is None:
+        return self._run(inputs)
+
+    def _run(self, inputs: tuple[Any, ...]) -> Sequence[Any]:
+        if self.executable is None:
             return self._run_eagerly(inputs)
         versions = self._versions(inputs) if self.mutated else ()
         try:
-            outputs = executable(*inputs)
+            outputs = self.executable.run(inputs)
         except Exception as error:
             if self.mutated and versions != self._versions(inputs):
                 raise  # an input is half written: to run again would write it twice
             plain = tuple(_plain(x) for x in inputs)
             if any(a is not b for a, b in zip(inputs, plain, strict=True)):
-                return self(*plain)
+                return self._run(plain)
             return self._give_up(error, inputs)
         self.calls += 1
         return outputs

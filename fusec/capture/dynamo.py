@@ -69,6 +69,7 @@ __all__ = [
 Compiled = Callable[..., Any]
 CompileGraph = Callable[[CapturedGraph], Compiled]
 Breaks = tuple[dict[str, int], dict[str, int]]
+Traced = tuple[Counter[str], int]
 
 # Raised through a backend to make Dynamo trace again: never a failure.
 RESTARTS: tuple[type[BaseException], ...] = (TensorifyScalarRestartAnalysis,)
@@ -279,13 +280,12 @@ def _boxed(compiled: Compiled) -> Compiled:
     """AOTAutograd's calling convention: one list, emptied, so that inputs can be freed."""
     consume = getattr(compiled, "consume", None)
 
-    def call(arguments: list[Any]) -> Any:
-        if consume is not None:
-            return consume(arguments)
+    def emptied(arguments: list[Any]) -> Any:
         inputs = tuple(arguments)
         arguments.clear()
         return compiled(*inputs)
 
+    call = partial(emptied if consume is None else consume)  # takes attributes, and costs no frame of Python
     call._boxed_call = True  # type: ignore[attr-defined]
     return call
 

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -25,11 +26,10 @@ from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.fx import GraphModule
 from torch.nn import Parameter
-from torch.utils.weak import TensorWeakRef
 
 from fusec.errors import FusecError
 
-# torch.utils.weak, the name of AOTAutograd's node: checked with torch 2.11.0 and 2.13.0.
+# Tensor._fix_weakref, the name of AOTAutograd's node: checked with torch 2.11.0 and 2.13.0.
 
 __all__ = ["Differentiable", "draws"]
 
@@ -55,8 +55,9 @@ class Differentiable:
     ) -> None:
         self.compiled, self.graph, self.refused, self.on_eager = compiled, graph, refused, on_eager
         self.fixed = tuple(i for i, x in enumerate(inputs) if isinstance(x, Parameter))
-        self.other = tuple(i for i, x in enumerate(inputs) if not isinstance(x, Parameter))
-        self.parameters = _picking(self.fixed)
+        self.other = tuple(i for i, x in enumerate(inputs) if isinstance(x, Tensor) and not isinstance(x, Parameter))
+        self.sizes = tuple(i for i, x in enumerate(inputs) if not isinstance(x, Tensor))
+        self.pick_fixed, self.pick_other, self.pick_sizes = map(_picking, (self.fixed, self.other, self.sizes))
         self.modes = _autocast_modes()
 
     def __call__(self, *args: Any) -> Any:
@@ -84,15 +85,21 @@ class _End:
     by_base: bool
 
 
+_end = lru_cache(maxsize=1024)(_End)  # the same ones at every call
+
+
 class _Watch:
-    """A hook of one call's node, before backward: it does nothing unless the gradients may be differentiated."""
+    """A hook of one call's node, before backward: it does nothing unless the gradients may be differentiated.
+
+    Made in every call: parameters and sizes are held, other tensors weakly, and the versions of all tensors kept.
+    """
 
     def __init__(self, owner: Differentiable, node: Node, args: Sequence[Any], ends: Sequence[_End]) -> None:
         self.owner, self.ends = owner, ends
         self.node = weakref.ref(node)  # which holds this hook
-        self.fixed = owner.parameters(args)
-        self.versions = tuple(map(_version, self.fixed))
-        self.other = [_Held(args[i]) for i in owner.other]
+        self.fixed, other, self.sizes = owner.pick_fixed(args), owner.pick_other(args), owner.pick_sizes(args)
+        self.versions = _versions(self.fixed)
+        self.other, self.other_versions = tuple(map(weakref.ref, other)), _versions(other)
 
     def __call__(self, incoming: Sequence[Tensor | None]) -> None:
         if not torch.is_grad_enabled():
@@ -112,36 +119,28 @@ class _Watch:
 
     def arguments(self) -> list[Any]:
         """Those of the call; an error where one is gone or was changed."""
-        if self.versions != tuple(map(_version, self.fixed)):
+        if self.versions != _versions(self.fixed):
             raise _error("a parameter was changed in place since the call")
-        owner = self.owner
-        args: list[Any] = [None] * (len(owner.fixed) + len(owner.other))
-        for i, parameter in zip(owner.fixed, self.fixed):
-            args[i] = parameter
-        for i, held in zip(owner.other, self.other):
-            args[i] = held.value()
-        return args
-
-
-class _Held:
-    """An argument; a tensor weakly, with its version."""
-
-    __slots__ = ("held", "version")
-
-    def __init__(self, value: Any) -> None:
-        tensor = isinstance(value, Tensor)
-        self.version = value._version if tensor and not value.is_inference() else None
-        self.held = TensorWeakRef(value) if tensor else value
-
-    def value(self) -> Any:
-        if not isinstance(self.held, TensorWeakRef):
-            return self.held
-        tensor = self.held()
-        if tensor is None:
+        found = [ref() for ref in self.other]
+        other = [tensor for tensor in found if tensor is not None]
+        if len(other) != len(found):
             raise _error("an input of the compiled graph no longer exists: keep a reference to it")
-        if self.version is not None and tensor._version != self.version:
+        for tensor in other:
+            tensor._fix_weakref()  # what a weak reference gives must be held anew
+        if self.other_versions != _versions(other):
             raise _error("an input was changed in place since the call")
-        return tensor
+        owner = self.owner
+        positions = (*owner.fixed, *owner.other, *owner.sizes)
+        args = dict(zip(positions, (*self.fixed, *other, *self.sizes), strict=True))
+        return [args[i] for i in range(len(args))]
+
+
+def _versions(tensors: Sequence[Tensor]) -> tuple[int | None, ...]:
+    """How often each was written; None for an inference tensor, which does not count."""
+    try:
+        return tuple(map(_version, tensors))
+    except RuntimeError:
+        return tuple(None if t.is_inference() else t._version for t in tensors)
 
 
 class _Twice:
@@ -213,7 +212,8 @@ def _picking(positions: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, .
     """The arguments at these positions, at the speed of C: a model has hundreds of parameters, and each call passes."""
     if len(positions) > 1:
         return itemgetter(*positions)
-    return lambda args: tuple(args[i] for i in positions)
+    (position,) = positions or (None,)
+    return lambda args: () if position is None else (args[position],)
 
 
 def draws(graph_module: GraphModule) -> bool:
@@ -234,7 +234,7 @@ def _ends(outputs: Any) -> tuple[Any, tuple[_End, ...]]:
             (node, number), views = (node.next_functions or ((None, 0),))[0], views + 1
         if node is not None and type(node).__name__ == COMPILED_NODE and found in (None, node):
             found = node
-            ends.append(_End(i, number, views > 0))
+            ends.append(_end(i, number, views > 0))
     return found, tuple(ends)
 
 

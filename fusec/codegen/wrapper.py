@@ -8,8 +8,9 @@ Enters: a Schedule, its BufferPlan and a KernelSource per kernel step. Leaves: a
     def call(args, rt):
         x, weight = args
         args.clear()
+        empty = rt.empty["cuda:0"]
 
-        out = rt.empty((64, 4096), (4096, 1), torch.bfloat16, "cuda:0")
+        out = empty((64, 4096), (4096, 1), torch.bfloat16)
         rt.launch[0](x, weight, out)  # rms_norm_kernel
         del x
         y = rt.extern[0](out, weight)  # aten.mm.default
@@ -21,7 +22,7 @@ What `rt` must offer (see `fusec/runtime/executable.py`):
     rt.launch[k](*tensors, *sizes)             the k-th kernel step; tensors in the order of the source's pointers
     rt.written(*tensors)                       inputs that a launch has written
     rt.extern[k](*args, **kwargs)              the k-th extern step
-    rt.empty(shape, strides, dtype, device)    new memory
+    rt.empty[device](shape, strides, dtype)    new memory
     rt.view(tensor, shape, strides, offset)    a strided view; offset in elements from the tensor's first
     rt.restride(tensor, shape, strides)        the tensor, or a copy that has these strides
     rt.constants[name]                         a tensor of the schedule
@@ -66,6 +67,8 @@ class _Wrapper:
     moved: dict[tuple[str, str], str] = field(default_factory=dict)  # CPU scalars on the device of a kernel
     names: Names = field(default_factory=Names)
     sizes: dict[str, str] = field(default_factory=dict)
+    empty: dict[str, str] = field(default_factory=dict)  # by device, what allocates there
+    body: int = 0  # the line where the steps begin
 
     def text(self) -> str:
         self._unpack()
@@ -81,6 +84,7 @@ class _Wrapper:
                 externs += 1
             self._free(self.buffer_plan.after[number])
         self._return()
+        self.lines[self.body : self.body] = [f"{name} = rt.empty[{device!r}]" for device, name in self.empty.items()]
         body = "\n".join(f"    {line}" if line else "" for line in self.lines)
         return f"import torch\n\n\ndef call(args, rt):\n{body}\n"
 
@@ -110,6 +114,7 @@ class _Wrapper:
         for name, _ in self.schedule.constants:
             variable = self._new(table[name])
             self.lines.append(f"{variable} = rt.constants[{name!r}]")
+        self.body = len(self.lines)
         self.lines.append("")
 
     def _unpack_sizes(self, targets: Sequence[str]) -> None:
@@ -150,11 +155,13 @@ class _Wrapper:
             variable = self._new(buffer)
             before = self.schedule.table[allocation.reuses]
             same = before.shape == buffer.shape and before.strides == buffer.strides
-            self.lines.append(f"{variable} = {old}" if same else f"{variable} = rt.view({old}, {shape}, {strides})")
+            self.lines.append(f"{variable} = {old}" if same else f"{variable} = {old}.as_strided({shape}, {strides})")
             self.lines.append(f"del {old}")
             return
+        if buffer.device not in self.empty:
+            self.empty[buffer.device] = self.names.fresh("empty")
         variable = self._new(buffer)
-        self.lines.append(f"{variable} = rt.empty({shape}, {strides}, {buffer.dtype}, {buffer.device!r})")
+        self.lines.append(f"{variable} = {self.empty[buffer.device]}({shape}, {strides}, {buffer.dtype})")
 
     def _free(self, dead: Sequence[str]) -> None:
         variables = [self.variables.pop(name) for name in dead if name in self.variables]
@@ -276,8 +283,9 @@ class _Wrapper:
         if view.shape == buffer.shape and view.strides == buffer.strides and view.offset == 0:
             return variable
         shape, strides = self._tuple(view.shape), self._tuple(view.strides)
-        offset = f", {self._int(view.offset)}" if view.offset != 0 else ""
-        return f"rt.view({variable}, {shape}, {strides}{offset})"
+        if view.offset == 0:
+            return f"{variable}.as_strided({shape}, {strides})"
+        return f"rt.view({variable}, {shape}, {strides}, {self._int(view.offset)})"
 
     def _tuple(self, values: Sequence[IndexLike]) -> str:
         items = [self._int(v) for v in values]

@@ -11,20 +11,21 @@ The wrapper's `call(args, rt)` does all work of a call; `rt` is the Runtime belo
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 
 from fusec.config import Config
-from fusec.errors import BuildError, FusecError, TargetError
-from fusec.ir.index import as_int
+from fusec.errors import BuildError
 from fusec.ir.kernels import BufferPlan, KernelPlan, Schedule
 from fusec.ir.types import Buffer, Extern
+from fusec.runtime.allocate import Allocate, allocators
 from fusec.runtime.graphs import GraphReplay, ReplayBySizes, why_not
 from fusec.runtime.grid import launch_grid
-from fusec.runtime.launch import Kernel, aligned_copy
+from fusec.runtime.inputs import Inputs, same_strides
+from fusec.runtime.launch import Kernel
 from fusec.runtime.module import load_namespace
 from fusec.runtime.sizes import CallSizes
 from fusec.runtime.target import Target, require_cuda
@@ -44,17 +45,13 @@ class Runtime:
     launch:    one callable per kernel launch, in order: pointer tensors, then sizes.
     extern:    one callable per extern step, in order: the op's own arguments.
     constants: tensors by buffer name.
+    empty:     by device, what gives new memory there: of a shape, strides and a dtype.
     """
 
     launch: tuple[Callable[..., None], ...]
     extern: tuple[Callable[..., Any], ...]
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    @staticmethod
-    def empty(
-        shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device | str
-    ) -> torch.Tensor:
-        return torch.empty_strided(shape, strides, dtype=dtype, device=device)
+    empty: Mapping[str, Allocate] = field(default_factory=lambda: allocators(["cpu"]))
 
     @staticmethod
     def written(*tensors: torch.Tensor) -> None:
@@ -62,14 +59,14 @@ class Runtime:
         torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
 
     @staticmethod
-    def view(tensor: torch.Tensor, shape: Sequence[int], strides: Sequence[int], offset: int = 0) -> torch.Tensor:
+    def view(tensor: torch.Tensor, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> torch.Tensor:
         """A strided view; `offset` counts elements from the tensor's first."""
         return tensor.as_strided(shape, strides, tensor.storage_offset() + offset)
 
     @staticmethod
-    def restride(tensor: torch.Tensor, shape: Sequence[int], strides: Sequence[int]) -> torch.Tensor:
+    def restride(tensor: torch.Tensor, shape: tuple[int, ...], strides: tuple[int, ...]) -> torch.Tensor:
         """The tensor itself when it has these strides, else a copy that has them."""
-        if tensor.stride() == tuple(strides) or same_strides(tensor, strides):
+        if tensor.stride() == strides or same_strides(tensor, strides):
             return tensor
         copy = torch.empty_strided(shape, strides, dtype=tensor.dtype, device=tensor.device)
         target = copy
@@ -85,6 +82,7 @@ class Executable:
 
     kernels: one Kernel per launch, in order (launches of one kernel share it).
     target:  where it runs and what it was compiled for.
+    runtime: what the wrapper calls.
     wrapper: the text that runs a call.
     graph_reason: why mode="reduce-overhead" does not replay CUDA graphs; None where it does or was not asked for.
     """
@@ -104,21 +102,26 @@ class Executable:
         self.kernels = tuple(kernels)
         self.wrapper = wrapper
         self.target = target
+        self._settled = False  # it ran, so that its device is there and its kernels are loaded
         self.config = config
         self.counters = counters
         plans = [s for s in schedule.steps if isinstance(s, KernelPlan)]
         externs = [s for s in schedule.steps if isinstance(s, Extern)]
         if len(plans) != len(self.kernels):
             raise BuildError(f"{schedule.name}: {len(plans)} kernel steps, but {len(self.kernels)} kernels")
-        self.runtime = Runtime(self.kernels, tuple(e.target for e in externs), dict(schedule.constants))
+        devices = sorted({b.device for b in schedule.buffers} | {"cpu"})
+        self._devices = [_device_of(plan, schedule.table) for plan in plans]
+        self._one_device = _only_cuda(devices)
+        self.runtime = Runtime(
+            self.kernels, tuple(e.target for e in externs), dict(schedule.constants), allocators(devices)
+        )
         namespace = load_namespace(f"{schedule.name}_wrapper", wrapper)
         if not callable(namespace.get("call")):
             raise BuildError(f"{schedule.name}: the wrapper text defines no call(args, rt)")
         self._call: Callable[[list[Any], Runtime], Any] = namespace["call"]
-        self._checks = tuple(InputCheck.of(i, schedule.table[n]) if n else None for i, n in enumerate(schedule.inputs))
-        self._layouts = [(None, None) if check is None else (check.shape, check.strides) for check in self._checks]
         sizes = CallSizes(schedule)
         self._sizes = sizes if sizes.symbolic or schedule.numbers else None
+        self._inputs = Inputs(schedule, target.device == "cuda", self._sizes)
         self.graph_reason, self._run = self._choose_run(config)
         self._launches = sum(_launches(k) for k in self.kernels)
         self._externs = len(externs)
@@ -129,6 +132,10 @@ class Executable:
 
     def __call__(self, *inputs: Any) -> list[Any]:
         """Run the program. FusecError when an input is not what was compiled for; TargetError without its device."""
+        return self.run(inputs)
+
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
+        """The same for a sequence of inputs, which is left as it is."""
         return self._called(self._checked(inputs), inputs)
 
     def consume(self, inputs: list[Any]) -> list[Any]:
@@ -136,42 +143,59 @@ class Executable:
 
         The list is emptied once the inputs are seen to fit; an error before leaves it as it is.
         """
-        args, written = self._checked(inputs), [inputs[i] if i in self._mutated else None for i in range(len(inputs))]
+        args, written = self._checked(inputs), {i: inputs[i] for i in self._mutated}
         inputs.clear()
         return self._called(args, written)
 
-    def _called(self, args: list[Any], written: Sequence[Any]) -> list[Any]:
+    def _called(self, args: list[Any], written: Mapping[int, Any] | Sequence[Any]) -> list[Any]:
         """args: checked inputs, a list that is emptied. written: by position, the inputs that the program writes."""
-        copies = [(written[i], args[i]) for i in self._mutated if args[i] is not written[i]]
-        with torch.no_grad():
+        copies = [(written[i], args[i]) for i in self._mutated if args[i] is not written[i]] if self._mutated else ()
+        if copies or torch.is_grad_enabled():
+            with torch.no_grad():
+                outputs = self._run(args)
+                for target, copy in copies:
+                    target.copy_(copy)
+        else:
             outputs = self._run(args)
-            for target, copy in copies:
-                target.copy_(copy)
+        if not self._settled:
+            self._settle()
         if self.counters is not None:
             self.counters.kernels_launched += self._launches
             self.counters.extern_calls += self._externs
         return outputs
 
     def _checked(self, inputs: Sequence[Any]) -> list[Any]:
-        if self.target.device == "cuda":
+        if not self._settled and self.target.device == "cuda":
             require_cuda()
-        if len(inputs) != len(self._checks):
-            raise FusecError(f"{self.schedule.name} takes {len(self._checks)} inputs, got {len(inputs)}")
-        layouts = self._layouts
-        if self._sizes is not None:
-            layouts = list(layouts)
-            for position, shape, strides in self._sizes.layouts(self._sizes.values(inputs)):
-                layouts[position] = shape, strides
-        return [
-            x if check is None else check.against(x, shape, strides)
-            for x, check, (shape, strides) in zip(inputs, self._checks, layouts, strict=True)
-        ]
+        return self._inputs(inputs)
+
+    @property
+    def runtime(self) -> Runtime:
+        return self._runtime
+
+    @runtime.setter
+    def runtime(self, runtime: Runtime) -> None:
+        self._runtime = self._runtime_here = runtime
+        if self._one_device is not None:
+            here = allocators(runtime.empty, current=f"cuda:{self._one_device}")
+            self._runtime_here = replace(runtime, empty=here)
+
+    def _settle(self) -> None:
+        """After the first run: launches on a known device go to what was loaded there."""
+        launch = (
+            kernel.loaded(device) if isinstance(kernel, Kernel) and device is not None else kernel
+            for kernel, device in zip(self.runtime.launch, self._devices, strict=True)
+        )
+        self.runtime = replace(self.runtime, launch=tuple(launch))
+        self._settled = True
 
     def _choose_run(self, config: Config) -> tuple[str | None, Callable[[list[Any]], list[Any]]]:
         """How calls run: as they are, or replayed as a CUDA graph; and why not replayed where that was asked for."""
 
         def run_once(args: list[Any]) -> list[Any]:
-            return list(self._call(args, self.runtime))
+            if self._one_device is not None and self._settled and torch._C._cuda_getDevice() == self._one_device:
+                return list(self._call(args, self._runtime_here))
+            return list(self._call(args, self._runtime))
 
         def run(args: Sequence[Any]) -> list[Any]:
             return run_once(list(args))
@@ -191,85 +215,19 @@ class Executable:
         return f"Executable({self.schedule.name}: {kernels} launches, {self._externs} library calls, {where})"
 
 
+def _device_of(plan: KernelPlan, table: Mapping[str, Buffer]) -> int | None:
+    """The index of the CUDA device that a kernel runs on; None on the CPU."""
+    return _only_cuda({table[b.name].device for b in plan.buffers})
+
+
+def _only_cuda(devices: Iterable[str]) -> int | None:
+    """The index of the only CUDA device among these; None where there is another number of them."""
+    found = {torch.device(d).index for d in devices if torch.device(d).type == "cuda"}
+    return found.pop() if len(found) == 1 else None
+
+
 def _launches(kernel: Kernel) -> int:
     """1, or 0 for a kernel with nothing to do; a symbolic grid counts as a launch."""
     if any(p.kind == "size" for p in kernel.source.params):
         return 1
     return int(0 not in launch_grid(kernel.source, kernel.source.tile, ()))
-
-
-_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
-
-
-@dataclass(frozen=True, slots=True)
-class InputCheck:
-    """One input against its Buffer. shape and strides are None where they are symbolic."""
-
-    position: int
-    name: str
-    dtype: torch.dtype
-    device: torch.device
-    shape: tuple[int, ...] | None
-    strides: tuple[int, ...] | None
-
-    @classmethod
-    def of(cls, position: int, buffer: Buffer) -> InputCheck:
-        shape = [as_int(n) for n in buffer.shape]
-        strides = [as_int(n) for n in buffer.strides]
-        return cls(
-            position,
-            buffer.hint or buffer.name,
-            buffer.dtype,
-            torch.device(buffer.device),
-            None if None in shape else tuple(n for n in shape if n is not None),
-            None if None in strides else tuple(n for n in strides if n is not None),
-        )
-
-    def against(self, tensor: Any, shape: tuple[int, ...] | None, strides: tuple[int, ...] | None) -> torch.Tensor:
-        """The tensor, or a copy with the strides and the alignment that were compiled for.
-
-        shape, strides: the check's own, or those that the sizes of this call give.
-        """
-        if (
-            tensor.__class__ in _PLAIN
-            and tensor.stride() == strides
-            and tensor.shape == shape
-            and tensor.dtype is self.dtype
-            and tensor.device == self.device
-            and not tensor.is_neg()
-            and not (tensor.is_cuda and tensor.data_ptr() % 16)
-        ):
-            plain: torch.Tensor = tensor  # the common case, without a second look
-            return plain
-        if not isinstance(tensor, torch.Tensor):
-            raise self._mismatch("a tensor", type(tensor).__name__)
-        if tensor.dtype is not self.dtype:
-            raise self._mismatch(self.dtype, tensor.dtype)
-        at = tensor.device
-        if at.type != self.device.type or self.device.index not in (None, at.index):
-            error = TargetError if at.type != self.device.type else FusecError
-            raise self._mismatch(f"a tensor on {self.device}", f"one on {at}", error)
-        if shape is not None and tuple(tensor.shape) != shape:
-            raise self._mismatch(f"shape {shape}", f"shape {tuple(tensor.shape)}")
-        if tensor.is_conj() or tensor.is_neg():
-            tensor = tensor.resolve_conj().resolve_neg()
-        if strides is not None and tensor.stride() != strides and not same_strides(tensor, strides):
-            tensor = self._with_strides(tensor, strides)
-        return aligned_copy(tensor) if at.type == "cuda" and tensor.data_ptr() % 16 else tensor
-
-    def _with_strides(self, tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
-        if any(n > 1 and s == 0 for n, s in zip(tensor.shape, strides, strict=True)):
-            raise self._mismatch(f"strides {strides}", f"strides {tensor.stride()}")
-        return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(
-            tensor.detach()
-        )
-
-    def _mismatch(self, expected: object, seen: object, error: type[FusecError] = FusecError) -> FusecError:
-        return error(f"input {self.position} ({self.name}): compiled for {expected}, got {seen}")
-
-
-def same_strides(tensor: torch.Tensor, strides: Sequence[int]) -> bool:
-    """Equal where they matter: a dimension of extent 1, or any of an empty tensor, may have any stride."""
-    if tensor.numel() == 0:
-        return True
-    return all(n == 1 or a == b for n, a, b in zip(tensor.shape, tensor.stride(), strides, strict=True))

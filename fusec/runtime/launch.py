@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from fusec.runtime.target import Target, device_arch, require_cuda
 from fusec.runtime.tune import fastest
 
 Launcher = Callable[..., None]
+Grid = tuple[int, ...]
 
 _REMEMBERED_GRIDS = 4096
 _SIZE_CODES = {torch.int32: "i", torch.int64: "l"}
@@ -87,6 +88,10 @@ class Kernel:
             launcher = self._launchers[index] = self._load(index, arguments)
         launcher(*arguments)
 
+    def loaded(self, index: int) -> Launcher:
+        """What launches on this device without looking for it; the kernel itself where it was not loaded there."""
+        return self._launchers.get(index, self)
+
     def interpret(self, tensors: Sequence[torch.Tensor], sizes: Sequence[int] = (), tile: Tile | None = None) -> None:
         """Run on CPU tensors, with large blocks unless a tile is given."""
         if self._interpreted is None:
@@ -130,42 +135,72 @@ class Kernel:
 
 def static_launcher(static: Any, source: KernelSource, tile: Tile, artifact: Artifact, index: int) -> Launcher:
     """A launcher through PyTorch's binding: no compiler at run time, one C call a launch."""
-    function = _load_function(static, artifact, index)
-    pointers = sum(p.kind == "pointer" for p in source.params)
     has_sizes = any(p.kind == "size" for p in source.params)
-    fixed = (1,) if has_sizes else launch_grid(source, tile, ())
-    types = argument_types(source) + "O" * artifact.scratch
-    scratch = (None,) * artifact.scratch
-    warps, shared, launch = artifact.num_warps, artifact.shared, static._launch_kernel
-    stream, current = torch._C._cuda_getCurrentRawStream, torch.cuda.current_device
+
+    @lru_cache(maxsize=_REMEMBERED_GRIDS)
+    def grid_of(*sizes: int) -> Grid:
+        """x, y and z; () where there is nothing to do."""
+        grid = launch_grid(source, tile, sizes)
+        return () if 0 in grid else (*grid, 1, 1)[:3]
+
+    grid = None if has_sizes else grid_of()
+    if grid == ():
+        return lambda *_: None
     must_align = tuple(i for i, p in enumerate(q for q in source.params if q.kind == "pointer") if p.aligned)
 
-    grids: dict[tuple[Any, ...], tuple[int, ...]] = {}
+    def realigned(*arguments: Any) -> None:
+        with_aligned_pointers(run, arguments, [i for i in must_align if arguments[i].data_ptr() & 15])
 
-    def run(*arguments: Any) -> None:
-        grid = fixed
-        if has_sizes:
-            sizes = arguments[pointers:]
-            if sizes not in grids:
-                if len(grids) >= _REMEMBERED_GRIDS:
-                    grids.clear()
-                grids[sizes] = launch_grid(source, tile, sizes)
-            grid = grids[sizes]
-        if 0 in grid:
-            return
-        addresses = [t.data_ptr() for t in arguments[:pointers]]
-        if any(addresses[i] & 15 for i in must_align):
-            with_aligned_pointers(run, arguments, [i for i in must_align if addresses[i] & 15])
-            return
-        x, y, z = (*grid, 1, 1)[:3]
-        values = (*addresses, *arguments[pointers:], *scratch)
-        if current() == index:
-            launch(function, x, y, z, warps, shared, types, values, stream(index))
-        else:
-            with torch.cuda.device(index):
-                launch(function, x, y, z, warps, shared, types, values, stream(index))
-
+    namespace: dict[str, Any] = {
+        "launch": static._launch_kernel,
+        "function": _load_function(static, artifact, index),
+        "grid_of": grid_of,
+        "fixed": (artifact.num_warps, artifact.shared, argument_types(source) + "O" * artifact.scratch),
+        "stream": torch._C._cuda_getCurrentRawStream,
+        "current": torch._C._cuda_getDevice,
+        "device": torch.cuda.device,
+        "realigned": realigned,
+    }
+    exec(launcher_text(source, artifact.scratch, index, grid), namespace)
+    run: Launcher = namespace["run"]
     return run
+
+
+def launcher_text(source: KernelSource, scratch: int, index: int, grid: Grid | None) -> str:
+    """The function that launches, written out for its arguments: it runs at every launch and loops over nothing.
+
+    grid: None where it depends on sizes.
+
+    def run(t0, t1, n0):
+        grid = grid_of(n0)
+        if not grid:
+            return
+        a0 = t0.data_ptr()
+        a1 = t1.data_ptr()
+        if (a0 | a1) & 15:
+            realigned(t0, t1, n0)
+        elif current() == 0:
+            launch(function, *grid, *fixed, (a0, a1, n0, None), stream(0))
+        else:
+            with device(0):
+                launch(function, *grid, *fixed, (a0, a1, n0, None), stream(0))
+    """
+    pointers = [p for p in source.params if p.kind == "pointer"]
+    tensors, addresses = [f"t{i}" for i in range(len(pointers))], [f"a{i}" for i in range(len(pointers))]
+    sizes = [f"n{i}" for i in range(sum(p.kind == "size" for p in source.params))]
+    arguments = ", ".join((*tensors, *sizes))
+    lines = [f"def run({arguments}):"]
+    if grid is None:
+        lines += [f"    grid = grid_of({', '.join(sizes)})", "    if not grid:", "        return"]
+    lines += [f"    {a} = {t}.data_ptr()" for a, t in zip(addresses, tensors, strict=True)]
+    aligned = " | ".join(a for a, p in zip(addresses, pointers, strict=True) if p.aligned) or "0"
+    values = ", ".join((*addresses, *sizes, *["None"] * scratch)) + ","
+    where = "*grid" if grid is None else ", ".join(map(str, grid))
+    call = f"launch(function, {where}, *fixed, ({values}), stream({index}))"
+    lines += [f"    if ({aligned}) & 15:", f"        realigned({arguments})"]
+    lines += [f"    elif current() == {index}:", f"        {call}"]
+    lines += ["    else:", f"        with device({index}):", f"            {call}"]
+    return "\n".join(lines) + "\n"
 
 
 def _load_function(static: Any, artifact: Artifact, index: int) -> int:

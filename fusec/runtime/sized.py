@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from fusec.ir.kernels import KernelSource, Tile
-from fusec.runtime.launch import Kernel
+from fusec.runtime.launch import Kernel, Launcher
 from fusec.runtime.sizes import size_function
 from fusec.runtime.target import Target
 
@@ -62,6 +62,10 @@ class SizedKernel(Kernel):
             super().__call__(*arguments)
         else:
             kernel(*arguments)
+
+    def loaded(self, index: int) -> Launcher:
+        """The kernel itself: sizes decide what launches."""
+        return self
 
     def interpret(self, tensors: Sequence[torch.Tensor], sizes: Sequence[int] = (), tile: Tile | None = None) -> None:
         """Run on CPU tensors, with large blocks unless a tile is given."""

@@ -93,10 +93,20 @@ def test_a_call_runs_kernels_and_library_calls_in_order() -> None:
 def test_text_of_a_call() -> None:
     text = wrapper(*chain())
     assert "def call(args, rt):" in text and "x, w = args\n    args.clear()" in text
-    assert "m = rt.extern[0](rt.view(e, (4, 4), (4, 1)), w)  # aten.mm.default" in text
+    assert "m = rt.extern[0](e.as_strided((4, 4), (4, 1)), w)  # aten.mm.default" in text
     assert "m = rt.restride(m, (4, 4), (1, 4))" in text
     assert "out = e\n    del e" in text, "the dead buffer's memory is taken over"
     assert "return (out, rt.view(out, (2,), (3,), 4), None, 7)" in text
+
+
+def test_memory_comes_from_the_device_of_each_buffer() -> None:
+    schedule, plan = chain()
+    names = {"e": "cuda:0", "out": "cpu", "x": "cuda:0"}
+    moved = tuple(replace(b, device=names.get(b.name, "cuda:0")) for b in schedule.buffers)
+    apart = BufferPlan(((Allocation("e"),), (), (Allocation("out"),)), plan.after, 0)
+    text = wrapper(replace(schedule, buffers=moved), apart)
+    assert "    empty = rt.empty['cuda:0']\n    empty_1 = rt.empty['cpu']\n" in text
+    assert "e = empty((16,), (1,), torch.float32)" in text and "out = empty_1((16,), (1,), torch.float32)" in text
 
 
 def test_one_input_one_output_and_constants() -> None:

@@ -162,7 +162,7 @@ def test_an_op_whose_own_kernel_fails_becomes_a_library_call(monkeypatch: pytest
 
 
 def test_a_fault_at_the_first_call_runs_eagerly_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fusec.runtime.executable.Executable.__call__", failing(RuntimeError("launch failed")))
+    monkeypatch.setattr("fusec.runtime.executable.Executable.run", failing(RuntimeError("launch failed")))
     compiled = fusec.compile(gated)
     for expected in (1, 0, 0):
         got, messages = call(compiled, *ARGUMENTS)

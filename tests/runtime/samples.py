@@ -90,7 +90,7 @@ def program(source: KernelSource, x: torch.Tensor, externs: Sequence[Any] = ()) 
         "def call(args, rt):",
         "    (x,) = args",
         "    args.clear()",
-        f"    out = rt.empty({shape}, {strides}, {x.dtype}, {str(x.device)!r})",
+        f"    out = rt.empty[{str(x.device)!r}]({shape}, {strides}, {x.dtype})",
         "    rt.launch[0](x, out)",
         *(f"    out = rt.extern[{i}](out)" for i in range(len(externs))),
         "    return (out,)",

@@ -10,8 +10,10 @@ import torch
 from fusec.config import Config
 from fusec.errors import BuildError, FusecError, TargetError
 from fusec.ir.types import Extern
+from fusec.runtime.allocate import _through_dispatcher, allocators
 from fusec.runtime.build import build
-from fusec.runtime.executable import Runtime, same_strides
+from fusec.runtime.executable import Runtime
+from fusec.runtime.inputs import same_strides
 from fusec.runtime.target import parse_arch, resolve_target
 from tests.runtime.samples import add_one, counters, program
 
@@ -108,6 +110,38 @@ def test_cuda_programs_build_without_a_gpu_and_say_so_when_run(target: str | Non
         run(x)
 
 
+def test_after_its_first_call_a_program_launches_what_was_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(1024)
+    source = add_one(1024)
+    schedule, plan, wrapper = program(source, x)
+    buffers = tuple(replace(b, device="cuda:1") for b in schedule.buffers)
+    run = build(replace(schedule, buffers=buffers), plan, [source], wrapper, Config(cache=False, workers=0))
+    here, called = allocators(["cuda:1"], current="cuda:1")["cuda:1"], []
+
+    def through(args, rt):
+        called.append((rt.launch[0], rt.empty["cuda:1"] is here))
+        return ()
+
+    run._call = through
+    run._run([])
+    (kernel,) = run.kernels
+    kernel._launchers[1] = launcher = lambda *_: None
+    run._settle()
+    for device in (1, 0):  # the current one
+        monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda device=device: device, raising=False)
+        run._run([])
+    assert called == [(kernel, False), (launcher, True), (launcher, False)]
+
+
+def test_no_gradient_is_recorded_and_the_mode_comes_back() -> None:
+    x = torch.randn(16, requires_grad=True)
+    run = executable(x, [torch.ops.aten.relu.default])
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            assert not run(x)[0].requires_grad
+            assert torch.is_grad_enabled() == enabled
+
+
 def test_targets() -> None:
     assert parse_arch("sm_100") == 100
     assert parse_arch("cuda") is parse_arch(None) is None
@@ -129,7 +163,19 @@ def test_a_wrapper_without_call_is_a_build_error() -> None:
 def test_runtime_views_start_at_the_tensor() -> None:
     base = torch.arange(24.0)
     assert Runtime.view(base[4:], (2, 3), (6, 1), 2).tolist() == [[6.0, 7.0, 8.0], [12.0, 13.0, 14.0]]
-    assert Runtime.empty((2, 3), (1, 2), torch.int64, "cpu").stride() == (1, 2)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 4), (2, 3)])
+def test_new_memory_has_the_strides_and_dtype_asked_for(shape: tuple[int, ...]) -> None:
+    expected = torch.empty_strided(shape, (1, 2)[: len(shape)], dtype=torch.bfloat16)
+    for empty in (allocators(["cpu"])["cpu"], _through_dispatcher(torch.device("cpu"))):
+        made = empty(shape, (1, 2)[: len(shape)], torch.bfloat16)
+        assert (made.shape, made.stride(), made.dtype, made.device) == (
+            expected.shape,
+            expected.stride(),
+            expected.dtype,
+            expected.device,
+        )
 
 
 def test_restride_keeps_what_fits_and_copies_the_rest() -> None:

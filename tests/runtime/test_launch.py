@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from fusec.runtime.build import build_kernels
 from fusec.runtime.compiler import Artifact
 from fusec.runtime.graphs import why_not
 from fusec.runtime.grid import block_values, launch_grid
-from fusec.runtime.launch import aligned_copy, copy_memory, static_launcher
+from fusec.runtime.launch import Kernel, aligned_copy, copy_memory, static_launcher
 from fusec.runtime.resources import Resources
 from fusec.runtime.target import Target
 from fusec.runtime.tune import ROUNDS, fastest
@@ -46,7 +47,7 @@ class Binding:
 @pytest.fixture
 def binding(monkeypatch: pytest.MonkeyPatch) -> Binding:
     monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 4242, raising=False)
     return Binding()
 
@@ -92,6 +93,35 @@ def test_a_tensor_that_is_not_aligned_goes_through_a_copy(binding: Binding) -> N
     loose = replace(source, params=tuple(replace(p, aligned=False) for p in source.params))
     static_launcher(binding, loose, loose.tile, ARTIFACT, 0)(x, out)
     assert binding.launched[1][-2][0] == x.data_ptr()
+
+
+def test_a_launch_on_another_device_makes_it_the_current_one(binding: Binding, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext(entered.append(index)))
+    source, x = add_one(1000), torch.zeros(1000)
+    launch = static_launcher(binding, source, source.tile, ARTIFACT, 1)
+    launch(x, x)
+    assert entered == [1, 1], "to load, and to launch"
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 1)
+    launch = static_launcher(binding, source, source.tile, ARTIFACT, 1)
+    launch(x, x)
+    assert entered == [1, 1, 1] and len(binding.launched) == 2
+
+
+def test_a_call_of_a_kernel_loads_it_once_and_then_is_its_launcher(
+    binding: Binding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch._C, "_StaticCudaLauncher", binding, raising=False)
+    monkeypatch.setattr("fusec.runtime.launch.require_cuda", lambda: None)
+    monkeypatch.setattr("fusec.runtime.launch.device_arch", lambda index: 90)
+    kernel = Kernel(add_one(1000), Target("cuda", (90,)))
+    kernel.artifacts[90] = ARTIFACT
+    assert kernel.loaded(0) is kernel
+    on_device = SimpleNamespace(device=torch.device("cuda:0"), data_ptr=lambda: 256)
+    kernel(on_device, on_device)
+    kernel.loaded(0)(on_device, on_device)
+    assert len(binding.loaded) == 1 and len(binding.launched) == 2
+    assert kernel.loaded(0) is not kernel and kernel.loaded(1) is kernel
 
 
 def test_copies_keep_strides_and_expanded_memory() -> None:
