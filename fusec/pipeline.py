@@ -22,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,6 +51,8 @@ __all__ = ["CompiledGraph", "Fallback", "Stats", "compile_graph", "compile_passe
 log = logging.getLogger("fusec.pipeline")
 
 T = TypeVar("T")
+
+_version: Callable[[torch.Tensor], int] = attrgetter("_version")
 
 GROUP_LIMIT = 12  # compilations of a graph with kernels taken apart, before all of it runs unfused
 
@@ -390,10 +393,10 @@ class CompiledGraph:
 
     def _versions(self, inputs: Sequence[Any]) -> tuple[int, ...]:
         """How often each written input was written; differs from call to call where that is not known."""
-        tensors = [inputs[i] for i in self.mutated]
-        if any(t.is_inference() for t in tensors):
+        try:
+            return tuple(map(_version, [inputs[i] for i in self.mutated]))
+        except RuntimeError:  # an inference tensor
             return (time.perf_counter_ns(),)
-        return tuple(t._version for t in tensors)
 
     def _run_eagerly(self, inputs: Sequence[Any]) -> Sequence[Any]:
         outputs: Sequence[Any] = self.graph.graph_module(*inputs)

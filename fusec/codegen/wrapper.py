@@ -27,7 +27,9 @@ What `rt` must offer (see `fusec/runtime/executable.py`):
     rt.restride(tensor, shape, strides)        the tensor, or a copy that has these strides
     rt.constants[name]                         a tensor of the schedule
 
-Buffers are freed where the BufferPlan says; a buffer that takes over a dead one's memory is a view of it.
+Buffers are freed where the BufferPlan says; a buffer that takes over a dead one's memory is a view of it. A temporary
+that library calls read in one other shape of the same extent in memory is allocated in that shape: kernels take
+addresses.
 """
 
 from __future__ import annotations
@@ -42,19 +44,22 @@ import torch
 from fusec.codegen.hints import buffer_hint
 from fusec.codegen.names import Names, comment
 from fusec.errors import FusecError
+from fusec.ir.evaluate import storage_size
 from fusec.ir.index import Expr, IndexLike, as_int, symbols_of
 from fusec.ir.kernels import Allocation, BufferPlan, KernelPlan, KernelSource, Schedule
 from fusec.ir.sizes import as_symbol, size_text, solve_for_sizes
-from fusec.ir.types import Buffer, Extern, Output, Relation, Role, TensorView
+from fusec.ir.types import Buffer, Extern, Output, Relation, Role, TensorView, tensor_views
 
 _MAX_LINE = 112
+
+Layout = tuple[tuple[IndexLike, ...], tuple[IndexLike, ...]]
 
 
 def generate_wrapper(schedule: Schedule, buffer_plan: BufferPlan, sources: Sequence[KernelSource]) -> str:
     """The text of `call(args, rt)`; `sources` has one KernelSource per kernel step, in order."""
     plans = [s for s in schedule.steps if isinstance(s, KernelPlan)]
     assert len(plans) == len(sources), f"{len(plans)} kernel steps, {len(sources)} sources"
-    return _Wrapper(schedule, buffer_plan, tuple(sources)).text()
+    return _Wrapper(schedule, buffer_plan, tuple(sources), layouts=_layouts_of_calls(schedule)).text()
 
 
 @dataclass
@@ -62,6 +67,7 @@ class _Wrapper:
     schedule: Schedule
     buffer_plan: BufferPlan
     sources: tuple[KernelSource, ...]
+    layouts: Mapping[str, Layout]  # of temporaries that are allocated in another shape than their own
     lines: list[str] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
     moved: dict[tuple[str, str], str] = field(default_factory=dict)  # CPU scalars on the device of a kernel
@@ -149,12 +155,11 @@ class _Wrapper:
 
     def _allocate(self, allocation: Allocation) -> None:
         buffer = self.schedule.table[allocation.buffer]
-        shape, strides = self._tuple(buffer.shape), self._tuple(buffer.strides)
+        shape, strides = map(self._tuple, self._layout(buffer))
         if allocation.reuses is not None:
             old = self.variables.pop(allocation.reuses)
             variable = self._new(buffer)
-            before = self.schedule.table[allocation.reuses]
-            same = before.shape == buffer.shape and before.strides == buffer.strides
+            same = self._layout(self.schedule.table[allocation.reuses]) == self._layout(buffer)
             self.lines.append(f"{variable} = {old}" if same else f"{variable} = {old}.as_strided({shape}, {strides})")
             self.lines.append(f"del {old}")
             return
@@ -162,6 +167,10 @@ class _Wrapper:
             self.empty[buffer.device] = self.names.fresh("empty")
         variable = self._new(buffer)
         self.lines.append(f"{variable} = {self.empty[buffer.device]}({shape}, {strides}, {buffer.dtype})")
+
+    def _layout(self, buffer: Buffer) -> Layout:
+        """The shape and strides of the tensor that stands for a buffer."""
+        return self.layouts.get(buffer.name, (buffer.shape, buffer.strides))
 
     def _free(self, dead: Sequence[str]) -> None:
         variables = [self.variables.pop(name) for name in dead if name in self.variables]
@@ -280,7 +289,7 @@ class _Wrapper:
 
     def _view(self, view: TensorView) -> str:
         variable, buffer = self.variables[view.buffer], self.schedule.table[view.buffer]
-        if view.shape == buffer.shape and view.strides == buffer.strides and view.offset == 0:
+        if (view.shape, view.strides) == self._layout(buffer) and view.offset == 0:
             return variable
         shape, strides = self._tuple(view.shape), self._tuple(view.strides)
         if view.offset == 0:
@@ -300,6 +309,32 @@ class _Wrapper:
         if unknown:
             raise FusecError(f"no input of {self.schedule.name} has the symbolic size {unknown[0]} as a dimension")
         return size_text(value, self.sizes)
+
+
+def _layouts_of_calls(schedule: Schedule) -> dict[str, Layout]:
+    """How library calls read a kernel's temporary, where all do in one way, and of the same extent in memory."""
+    calls = [step for step in schedule.steps if isinstance(step, Extern)]
+    views = [v for call in calls for v in tensor_views((call.args, tuple(v for _, v in call.kwargs)))]
+    seen: dict[str, set[TensorView]] = {}
+    for view in views:
+        seen.setdefault(view.buffer, set()).add(view)
+    kept = {v.buffer for v in schedule.outputs if isinstance(v, TensorView)} | {o for c in calls for o in c.outputs}
+    found: dict[str, Layout] = {}
+    for name in seen.keys() - kept:
+        buffer, (view, *others) = schedule.table[name], seen[name]
+        extent = _extent(view.shape, view.strides)
+        if buffer.role is not Role.TEMPORARY or others or view.offset != 0 or extent is None:
+            continue
+        if extent == _extent(buffer.shape, buffer.strides):
+            found[name] = view.shape, view.strides
+    return found
+
+
+def _extent(shape: Sequence[IndexLike], strides: Sequence[IndexLike]) -> int | None:
+    """Elements from the first in memory to the last; None where it depends on sizes."""
+    known = [as_int(n) for n in (*shape, *strides)]
+    ints = [n for n in known if n is not None]
+    return storage_size(ints[: len(shape)], ints[len(shape) :]) if len(ints) == len(known) else None
 
 
 def _returns_tensor(extern: Extern) -> bool:

@@ -56,7 +56,7 @@ class Runtime:
     @staticmethod
     def written(*tensors: torch.Tensor) -> None:
         """Count a write, as an in-place op of eager mode does: autograd must notice a saved tensor that changed."""
-        torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
+        torch.autograd.graph.increment_version(tensors)  # which passes over inference tensors: they count nothing
 
     @staticmethod
     def view(tensor: torch.Tensor, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> torch.Tensor:

@@ -93,10 +93,45 @@ def test_a_call_runs_kernels_and_library_calls_in_order() -> None:
 def test_text_of_a_call() -> None:
     text = wrapper(*chain())
     assert "def call(args, rt):" in text and "x, w = args\n    args.clear()" in text
-    assert "m = rt.extern[0](e.as_strided((4, 4), (4, 1)), w)  # aten.mm.default" in text
+    assert "e = empty((4, 4), (4, 1), torch.float32)" in text, "kernels take addresses, the call a matrix"
+    assert "m = rt.extern[0](e, w)  # aten.mm.default" in text
     assert "m = rt.restride(m, (4, 4), (1, 4))" in text
-    assert "out = e\n    del e" in text, "the dead buffer's memory is taken over"
+    assert "out = e.as_strided((16,), (1,))\n    del e" in text, "the dead buffer's memory is taken over"
     assert "return (out, rt.view(out, (2,), (3,), 4), None, 7)" in text
+
+
+@pytest.mark.parametrize(
+    ("views", "texts"),
+    [
+        ([TensorView("e", (4, 4), (1, 4))], ["e = empty((4, 4), (1, 4), "]),
+        ([TensorView("e", (4, 4), (4, 1)), TensorView("e", (4, 4), (1, 4))], ["e = empty((16,), (1,), "]),
+        ([TensorView("e", (2, 4), (4, 1))], ["e = empty((16,), (1,), ", " e.as_strided((2, 4), (4, 1)),"]),
+        ([TensorView("e", (4, 3), (4, 1), 1)], ["e = empty((16,), (1,), ", " rt.view(e, (4, 3), (4, 1), 1),"]),
+    ],
+)
+def test_a_temporary_has_the_shape_of_the_calls_that_read_it(views: list[TensorView], texts: list[str]) -> None:
+    (x, w, e, m, out), steps = chain()[0].buffers, chain()[0].steps
+    first, last = views[0], views[-1]
+    add = Extern("add", lambda a, b: (a + b).sum() * torch.ones(4, 4).t(), (first, last), (), ("m",))
+    schedule = Schedule("shapes", (x, w, e, m, out), (steps[0], add, steps[2]), ("x", "w"), (whole(out),))
+    plan = BufferPlan(((Allocation("e"),), (), (Allocation("out"),)), ((), ("e",), ("m",)), 0)
+    text = wrapper(schedule, plan)
+    assert all(t in text for t in texts), text
+    data = torch.randn(16)
+    a, b = (data.exp().as_strided(v.shape, v.strides, v.offset) for v in (first, last))
+    torch.testing.assert_close(call(schedule, plan, [data, torch.randn(4, 4)])[0], (-(a + b).sum()).expand(16))
+
+
+def test_a_temporary_that_is_returned_or_made_by_a_call_keeps_its_shape() -> None:
+    schedule, plan = chain()
+    square = Extern("square", aten.mul.Tensor, (TensorView("m", (16,), (1,)), 2.0), (), ("n",))
+    n = buffer("n", (16,), Role.TEMPORARY)
+    steps = (*schedule.steps[:2], square)
+    outputs = (whole(n), TensorView("e", (16,), (1,)))
+    kept = replace(schedule, buffers=(*schedule.buffers, n), steps=steps, outputs=outputs)
+    text = wrapper(kept, replace(plan, before=((Allocation("e"),), (), ()), after=((), (), ())))
+    assert "e = empty((16,), (1,), " in text and "return (n, e)" in text
+    assert "rt.extern[1](m.as_strided((16,), (1,)), 2.0)" in text
 
 
 def test_memory_comes_from_the_device_of_each_buffer() -> None:
@@ -106,7 +141,7 @@ def test_memory_comes_from_the_device_of_each_buffer() -> None:
     apart = BufferPlan(((Allocation("e"),), (), (Allocation("out"),)), plan.after, 0)
     text = wrapper(replace(schedule, buffers=moved), apart)
     assert "    empty = rt.empty['cuda:0']\n    empty_1 = rt.empty['cpu']\n" in text
-    assert "e = empty((16,), (1,), torch.float32)" in text and "out = empty_1((16,), (1,), torch.float32)" in text
+    assert "e = empty((4, 4), (4, 1), torch.float32)" in text and "out = empty_1((16,), (1,), torch.float32)" in text
 
 
 def test_one_input_one_output_and_constants() -> None:
