@@ -27,14 +27,15 @@ What `rt` must offer (see `fusec/runtime/executable.py`):
     rt.restride(tensor, shape, strides)        the tensor, or a copy that has these strides
     rt.constants[name]                         a tensor of the schedule
 
-Buffers are freed where the BufferPlan says; a buffer that takes over a dead one's memory is a view of it. A temporary
-that library calls read in one other shape of the same extent in memory is allocated in that shape: kernels take
-addresses.
+Buffers are freed where the BufferPlan says; a buffer that takes over a dead one's memory is a view of it. What
+library calls and the caller all see in one other shape of the same extent in memory is allocated in that shape: kernels
+take addresses.
 """
 
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +60,7 @@ def generate_wrapper(schedule: Schedule, buffer_plan: BufferPlan, sources: Seque
     """The text of `call(args, rt)`; `sources` has one KernelSource per kernel step, in order."""
     plans = [s for s in schedule.steps if isinstance(s, KernelPlan)]
     assert len(plans) == len(sources), f"{len(plans)} kernel steps, {len(sources)} sources"
-    return _Wrapper(schedule, buffer_plan, tuple(sources), layouts=_layouts_of_calls(schedule)).text()
+    return _Wrapper(schedule, buffer_plan, tuple(sources), layouts=_layouts_of_readers(schedule)).text()
 
 
 @dataclass
@@ -67,7 +68,7 @@ class _Wrapper:
     schedule: Schedule
     buffer_plan: BufferPlan
     sources: tuple[KernelSource, ...]
-    layouts: Mapping[str, Layout]  # of temporaries that are allocated in another shape than their own
+    layouts: Mapping[str, Layout]  # of buffers that are allocated in another shape than their own
     lines: list[str] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
     moved: dict[tuple[str, str], str] = field(default_factory=dict)  # CPU scalars on the device of a kernel
@@ -311,19 +312,24 @@ class _Wrapper:
         return size_text(value, self.sizes)
 
 
-def _layouts_of_calls(schedule: Schedule) -> dict[str, Layout]:
-    """How library calls read a kernel's temporary, where all do in one way, and of the same extent in memory."""
+def _layouts_of_readers(schedule: Schedule) -> dict[str, Layout]:
+    """How calls and the caller see what a kernel makes, where all see it in one way, and of the same extent in memory.
+
+    What is returned twice stays two tensors.
+    """
     calls = [step for step in schedule.steps if isinstance(step, Extern)]
+    returned = [v for v in schedule.outputs if isinstance(v, TensorView)]
     views = [v for call in calls for v in tensor_views((call.args, tuple(v for _, v in call.kwargs)))]
     seen: dict[str, set[TensorView]] = {}
-    for view in views:
+    for view in (*views, *returned):
         seen.setdefault(view.buffer, set()).add(view)
-    kept = {v.buffer for v in schedule.outputs if isinstance(v, TensorView)} | {o for c in calls for o in c.outputs}
+    twice = {name for name, count in Counter(v.buffer for v in returned).items() if count > 1}
+    kept = twice | {name for call in calls for name in call.outputs}
     found: dict[str, Layout] = {}
     for name in seen.keys() - kept:
         buffer, (view, *others) = schedule.table[name], seen[name]
         extent = _extent(view.shape, view.strides)
-        if buffer.role is not Role.TEMPORARY or others or view.offset != 0 or extent is None:
+        if buffer.role not in (Role.TEMPORARY, Role.OUTPUT) or others or view.offset != 0 or extent is None:
             continue
         if extent == _extent(buffer.shape, buffer.strides):
             found[name] = view.shape, view.strides

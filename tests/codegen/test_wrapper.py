@@ -122,16 +122,32 @@ def test_a_temporary_has_the_shape_of_the_calls_that_read_it(views: list[TensorV
     torch.testing.assert_close(call(schedule, plan, [data, torch.randn(4, 4)])[0], (-(a + b).sum()).expand(16))
 
 
-def test_a_temporary_that_is_returned_or_made_by_a_call_keeps_its_shape() -> None:
+def made_and_returned(*outputs: TensorView) -> tuple[str, tuple[Any, ...]]:
+    """e = exp(x), m = e @ w, n = m * 2: the text, and what a call with ones and zeros returns."""
     schedule, plan = chain()
-    square = Extern("square", aten.mul.Tensor, (TensorView("m", (16,), (1,)), 2.0), (), ("n",))
-    n = buffer("n", (16,), Role.TEMPORARY)
-    steps = (*schedule.steps[:2], square)
-    outputs = (whole(n), TensorView("e", (16,), (1,)))
-    kept = replace(schedule, buffers=(*schedule.buffers, n), steps=steps, outputs=outputs)
-    text = wrapper(kept, replace(plan, before=((Allocation("e"),), (), ()), after=((), (), ())))
-    assert "e = empty((16,), (1,), " in text and "return (n, e)" in text
+    double = Extern("double", aten.mul.Tensor, (TensorView("m", (16,), (1,)), 2.0), (), ("n",))
+    n = buffer("n", (16,), Role.OUTPUT)
+    kept = replace(
+        schedule, buffers=(*schedule.buffers, n), steps=(*schedule.steps[:2], double), outputs=(whole(n), *outputs)
+    )
+    plan = replace(plan, before=((Allocation("e"),), (), ()), after=((), (), ()))
+    return wrapper(kept, plan), call(kept, plan, [torch.zeros(16), torch.zeros(4, 4)])
+
+
+def test_what_is_returned_in_one_shape_is_made_in_it_and_what_a_call_makes_keeps_its_own() -> None:
+    text, (n, e) = made_and_returned(TensorView("e", (4, 4), (4, 1)))
+    assert "e = empty((4, 4), (4, 1), " in text and "return (n, e)" in text
     assert "rt.extern[1](m.as_strided((16,), (1,)), 2.0)" in text
+    assert n.shape == (16,) and torch.equal(e, torch.ones(4, 4))
+
+
+def test_what_is_returned_in_two_ways_or_twice_keeps_its_shape() -> None:
+    view = TensorView("e", (4, 4), (4, 1))
+    text, (_, matrix, vector) = made_and_returned(view, TensorView("e", (16,), (1,)))
+    assert "e = empty((16,), (1,), " in text and "return (n, e.as_strided((4, 4), (4, 1)), e)" in text
+    assert matrix.shape == (4, 4) and vector.shape == (16,)
+    _, (_, first, second) = made_and_returned(view, view)
+    assert first is not second
 
 
 def test_memory_comes_from_the_device_of_each_buffer() -> None:
