@@ -37,6 +37,7 @@ from fusec.codegen.wrapper import generate_wrapper
 from fusec.config import Config
 from fusec.ir.kernels import KernelPlan
 from fusec.ir.types import Extern
+from fusec.runtime.allocate import allocators
 from fusec.runtime.executable import Runtime
 from fusec.runtime.interpret import PROFILED
 from fusec.runtime.module import load_namespace
@@ -159,7 +160,8 @@ class Planned:
         plans = [step for step in steps.steps if isinstance(step, KernelPlan)]
         sources = [generate_kernel(plan, steps.table, config) for plan in plans]
         externs = tuple(step.target for step in steps.steps if isinstance(step, Extern))
-        self.runtime = Runtime(tuple(lambda *_: None for _ in plans), externs, dict(steps.constants))
+        empty = allocators({b.device for b in steps.buffers})  # fake tensors are made by a mode of the dispatcher
+        self.runtime = Runtime(tuple(lambda *_: None for _ in plans), externs, dict(steps.constants), empty)
         self.runtime.written = lambda *_: None  # type: ignore[method-assign]
         self.call = load_namespace(steps.name, generate_wrapper(steps, buffers, sources))["call"]
 

@@ -6,12 +6,12 @@ Enters: the devices of a program's buffers. Leaves: for each what makes an unini
 
 `_empty_strided_cpu` and `_empty_strided_cuda` (private, in torch._C._dynamo.guards; checked with PyTorch 2.11 and 2.13)
 skip the dispatcher: a call allocates every output and temporary, and the look-up costs more than the allocation. The
-second allocates on the current device, and so stands in where that is known to be the one.
+second allocates on the current device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import torch
@@ -23,14 +23,18 @@ Allocate = Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], torch.Tenso
 _guards: Any = torch._C._dynamo.guards
 
 
-def allocators(devices: Iterable[str], current: str | None = None) -> dict[str, Allocate]:
-    """By device, a function of shape, strides and dtype. current: the CUDA device known to be the current one."""
-    return {device: _allocator(device, device == current) for device in devices}
+def allocators(devices: Iterable[str], direct: Container[str] = ()) -> dict[str, Allocate]:
+    """By device, a function of shape, strides and dtype.
+
+    direct: where it passes by the dispatcher, and so by FakeTensorMode and its kin: on the CPU, and on the CUDA device
+    that is known to be the current one.
+    """
+    return {device: _allocator(device, device in direct) for device in devices}
 
 
-def _allocator(device: str, is_current: bool) -> Allocate:
-    name = "_empty_strided_cpu" if device == "cpu" else "_empty_strided_cuda" if is_current else ""
-    found: Allocate | None = getattr(_guards, name, None) if name else None
+def _allocator(device: str, direct: bool) -> Allocate:
+    name = f"_empty_strided_{torch.device(device).type}"
+    found: Allocate | None = getattr(_guards, name, None) if direct else None
     return _through_dispatcher(torch.device(device)) if found is None else found
 
 

@@ -51,7 +51,7 @@ class Runtime:
     launch: tuple[Callable[..., None], ...]
     extern: tuple[Callable[..., Any], ...]
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
-    empty: Mapping[str, Allocate] = field(default_factory=lambda: allocators(["cpu"]))
+    empty: Mapping[str, Allocate] = field(default_factory=lambda: allocators(["cpu"], direct=["cpu"]))
 
     @staticmethod
     def written(*tensors: torch.Tensor) -> None:
@@ -113,7 +113,7 @@ class Executable:
         self._devices = [_device_of(plan, schedule.table) for plan in plans]
         self._one_device = _only_cuda(devices)
         self.runtime = Runtime(
-            self.kernels, tuple(e.target for e in externs), dict(schedule.constants), allocators(devices)
+            self.kernels, tuple(e.target for e in externs), dict(schedule.constants), allocators(devices, ["cpu"])
         )
         namespace = load_namespace(f"{schedule.name}_wrapper", wrapper)
         if not callable(namespace.get("call")):
@@ -177,7 +177,7 @@ class Executable:
     def runtime(self, runtime: Runtime) -> None:
         self._runtime = self._runtime_here = runtime
         if self._one_device is not None:
-            here = allocators(runtime.empty, current=f"cuda:{self._one_device}")
+            here = allocators(runtime.empty, direct=["cpu", f"cuda:{self._one_device}"])
             self._runtime_here = replace(runtime, empty=here)
 
     def _settle(self) -> None:

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fusec.config import Config
 from fusec.errors import BuildError, FusecError, TargetError
 from fusec.ir.types import Extern
-from fusec.runtime.allocate import _through_dispatcher, allocators
+from fusec.runtime.allocate import allocators
 from fusec.runtime.build import build
 from fusec.runtime.executable import Runtime
 from fusec.runtime.inputs import same_strides
@@ -116,7 +117,7 @@ def test_after_its_first_call_a_program_launches_what_was_loaded(monkeypatch: py
     schedule, plan, wrapper = program(source, x)
     buffers = tuple(replace(b, device="cuda:1") for b in schedule.buffers)
     run = build(replace(schedule, buffers=buffers), plan, [source], wrapper, Config(cache=False, workers=0))
-    here, called = allocators(["cuda:1"], current="cuda:1")["cuda:1"], []
+    here, called = allocators(["cuda:1"], direct=["cuda:1"])["cuda:1"], []
 
     def through(args, rt):
         called.append((rt.launch[0], rt.empty["cuda:1"] is here))
@@ -165,10 +166,15 @@ def test_runtime_views_start_at_the_tensor() -> None:
     assert Runtime.view(base[4:], (2, 3), (6, 1), 2).tolist() == [[6.0, 7.0, 8.0], [12.0, 13.0, 14.0]]
 
 
+def test_memory_through_the_dispatcher_is_seen_by_its_modes() -> None:
+    with FakeTensorMode():
+        assert isinstance(allocators(["cuda:0"])["cuda:0"]((2, 3), (3, 1), torch.float32), FakeTensor)
+
+
 @pytest.mark.parametrize("shape", [(), (0, 4), (2, 3)])
 def test_new_memory_has_the_strides_and_dtype_asked_for(shape: tuple[int, ...]) -> None:
     expected = torch.empty_strided(shape, (1, 2)[: len(shape)], dtype=torch.bfloat16)
-    for empty in (allocators(["cpu"])["cpu"], _through_dispatcher(torch.device("cpu"))):
+    for empty in (allocators(["cpu"])["cpu"], allocators(["cpu"], direct=["cpu"])["cpu"]):
         made = empty(shape, (1, 2)[: len(shape)], torch.bfloat16)
         assert (made.shape, made.stride(), made.dtype, made.device) == (
             expected.shape,
