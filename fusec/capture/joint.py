@@ -10,7 +10,7 @@ be computed again is said here, by marks on the nodes:
 
 - A softmax is one op that must be kept. In pieces its two numbers a row are saved in its place, and what depends on
   every element is computed again where it is used, in the kernel that reads the input anyway.
-- A max pooling's indices pass through an 8-bit number, the position inside the window, which is then what is saved.
+- A max pooling saves an 8-bit number a window, the position inside it (`capture/pooling.py`), and no indices.
 - An op that becomes part of a kernel may be computed again, a library call may not.
 - A value that a library call of the backward graph reads is saved: it would be written there, too.
 - An input that eager mode's backward reads costs nothing to save, as a parameter does: it is in memory until then.
@@ -18,8 +18,9 @@ be computed again is said here, by marks on the nodes:
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from fusec.capture.decompositions import computation, decomposition_table
+from fusec.capture.pooling import POOL, POOL_BACKWARD, Offsets
 from fusec.capture.random import draw_in_kernels
 
 # torch._functorch.{config, partitioners}, torch.fx.experimental.proxy_tensor: checked with torch 2.11.0 and 2.13.0.
@@ -38,7 +40,6 @@ from fusec.capture.random import draw_in_kernels
 __all__ = ["partition"]
 
 aten = torch.ops.aten
-Pair = tuple[int, int]
 
 
 def partition(
@@ -94,7 +95,8 @@ _CHEAP = _names("""
 """)
 # Ops of backward graphs that are kernels: a value that they read need not be in memory for them.
 _KERNELS = _names("""
-    max_pool2d_with_indices_backward avg_pool2d_backward avg_pool3d_backward _adaptive_avg_pool2d_backward
+    max_pool2d_with_indices_backward max_pool2d_with_offsets_backward avg_pool2d_backward avg_pool3d_backward
+    _adaptive_avg_pool2d_backward
     upsample_nearest2d_backward upsample_bilinear2d_backward embedding_dense_backward index_put index_add scatter
     scatter_add
 """)
@@ -178,60 +180,58 @@ _PIECES: dict[Any, Callable[..., Tensor]] = {
 
 
 def save_offsets(graph_module: GraphModule) -> None:
-    """max_pool_backward(g, x, ..., i)  ->  max_pool_backward(g, x, ..., index(offset(i))), where offset is int8."""
+    """max_pool_backward(g, x, ..., indices)  ->  max_pool2d_with_offsets_backward(g, offsets, ...), offsets of 8 bits.
+
+    Where nothing else reads the indices, the pooling yields the offsets in their place.
+    """
     pooling = [n for n in graph_module.graph.nodes if n.target is aten.max_pool2d_with_indices_backward.default]
     for node in pooling:
-        _, source, kernel, stride, padding, dilation, _, indices = node.args
-        value = source.meta["val"]
-        if kernel[0] * kernel[-1] > 127 or any(isinstance(n, torch.SymInt) for n in value.shape):
+        grad, source, *geometry, indices = node.args
+        x = source.meta["val"]
+        window = Offsets.of(*geometry[:4])
+        if window.dtype is None or any(isinstance(n, torch.SymInt) for n in x.shape):
             continue
-        window = _Window.of(value, kernel, stride, padding, dilation)
-        node.update_arg(7, _inserted(graph_module, node, indices, window.narrowed))
+        if _is_read_once(indices) and window.is_unrolled:
+            offsets = _yielded(graph_module, indices, window.dtype)
+        else:
+            offsets = _inserted(graph_module, node, indices, partial(window.offset, width=x.shape[-1]))
+        value = node.meta["val"]
+        args = (grad, offsets, list(x.shape), list(value.stride()), *geometry)
+        _exchange(graph_module, node, "max_pool2d_with_offsets_backward", POOL_BACKWARD, args, value)
     if pooling:
         graph_module.recompile()
 
 
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """Where a pooling window reads: each a pair, rows and columns. width: of the input, in elements."""
+def _is_read_once(indices: Node) -> bool:
+    """Whether one node alone reads these indices of a pooling."""
+    pool = indices.args[0] if indices.target is operator.getitem else None
+    return isinstance(pool, Node) and pool.target is aten.max_pool2d_with_indices.default and len(indices.users) == 1
 
-    width: int
-    kernel: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
 
-    @classmethod
-    def of(cls, x: Tensor, *settings: Sequence[int]) -> _Window:
-        kernel, stride, padding, dilation = ((s[0], s[-1]) if s else (0, 0) for s in settings)
-        return cls(x.shape[-1], kernel, stride if settings[1] else kernel, padding, dilation)
-
-    def narrowed(self, index: Tensor) -> Tensor:
-        """The same index, by way of the offset."""
-        return self.index(self.offset(index))
-
-    def _corner(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Row and column of the input where the window of each result begins."""
-        rows, columns = (torch.arange(n, device=like.device) for n in like.shape[-2:])
-        return (
-            (rows * self.stride[0] - self.padding[0]).unsqueeze(-1),
-            columns * self.stride[1] - self.padding[1],
-        )
-
-    def offset(self, index: Tensor) -> Tensor:
-        """The flat index of a plane as a position inside the window, int8."""
-        row, column = self._corner(index)
-        down = (index // self.width - row) // self.dilation[0]
-        right = (index % self.width - column) // self.dilation[1]
-        return (down * self.kernel[1] + right).to(torch.int8)
-
-    def index(self, offset: Tensor) -> Tensor:
-        row, column = self._corner(offset)
-        down, right = offset // self.kernel[1], offset % self.kernel[1]
-        return (row + down * self.dilation[0]) * self.width + column + right * self.dilation[1]
+def _yielded(graph_module: GraphModule, indices: Node, dtype: torch.dtype) -> Node:
+    """The offsets from the pooling of these indices, which yields them in their place."""
+    pool = indices.args[0]
+    assert isinstance(pool, Node), indices.format_node()
+    values, index = pool.meta["val"]
+    with index.fake_mode:
+        value = torch.empty_like(index, dtype=dtype)
+    changed = _exchange(graph_module, pool, "max_pool2d_with_offsets", POOL, pool.args, (values, value))
+    return _exchange(graph_module, indices, "offsets", operator.getitem, (changed, 1), value)
 
 
 # -- pieces ---------------------------------------------------------------------------------------
+
+
+def _exchange(
+    graph_module: GraphModule, node: Node, name: str, target: Callable[..., Any], args: tuple[Any, ...], value: Any
+) -> Node:
+    """Another call in the node's place, with the node's own metadata: line, module, original op."""
+    with graph_module.graph.inserting_before(node):
+        call = graph_module.graph.create_node("call_function", target, args, dict(node.kwargs), name)
+    call.meta = {**{k: v for k, v in node.meta.items() if k != "tensor_meta"}, "val": value}
+    node.replace_all_uses_with(call)
+    graph_module.graph.erase_node(node)
+    return call
 
 
 def _replace(graph_module: GraphModule, node: Node, pieces: Callable[..., Tensor]) -> None:

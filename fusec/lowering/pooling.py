@@ -26,7 +26,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fusec.ir.index import Expr, IndexLike, as_expr, as_int, floordiv, linearize
+from fusec.capture.pooling import POOL, UNROLLED, Offsets
+from fusec.ir.index import Expr, IndexLike, as_expr, as_int, floordiv, is_nonnegative, linearize
 from fusec.ir.ops import identity
 from fusec.lowering.builder import NestBuilder, Value, compute_dtype
 from fusec.lowering.context import Context, sizes
@@ -36,8 +37,6 @@ from fusec.lowering.ref import Ref, contiguous_strides
 from fusec.lowering.registry import NotLowered, lowering
 
 aten = torch.ops.aten
-
-UNROLLED = 27  # elements of the largest window that is unrolled: 3 x 3 x 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,32 +320,42 @@ def _max_value(ctx: Context, pool: Pool, out: Ref) -> Ref:
     return out
 
 
-def _max_position(ctx: Context, pool: Pool, values: Ref | None, out: Ref) -> None:
-    """The row-major position of each window's maximum: the first one, but the last NaN, as eager counts.
+def _max_position(
+    ctx: Context, pool: Pool, values: Ref | None, out: Ref, strides: Sequence[IndexLike], in_window: bool = False
+) -> None:
+    """The position of each window's maximum: the first one, but the last NaN, as eager counts.
 
-    best, at = x0, 0;  then for each tap  best, at = (x, k) if x > best or isnan(x) else (best, at)
+    best, at = -inf, first element;  then for each tap  best, at = (x, k) if x > best or isnan(x) else (best, at)
+
+    A position is linearized with these strides: coordinates of the input or, in_window, the way from the window's
+    first place, counted in 32 bits.
     """
     if not pool.taps.unrolled:
         raise NotLowered(f"max pooling with indices over windows of {pool.taps.number} elements")
     dtype = compute_dtype(pool.x.dtype)
-    strides = contiguous_strides([w.size for w in pool.windows])
+    integer = torch.int32 if in_window else torch.int64
     with ctx.nest(out.shape) as nest:
+        o = nest.p[len(nest.p) - len(pool.windows) :]
+
+        def position(offset: Sequence[int]) -> Value:
+            way = [k * w.step for w, k in zip(pool.windows, offset, strict=True)]
+            start = [0 if in_window else w.start(i) for w, i in zip(pool.windows, o, strict=True)]
+            return nest.index(linearize([as_expr(a) + b for a, b in zip(start, way, strict=True)], strides), integer)
+
         first, *rest = pool.taps.offsets()
-        best, mask, where = pool.tap(nest, first, "max", dtype)
-        at = nest.index(linearize(where, strides))
-        in_padding = mask is not None
-        if mask is not None:
-            at = nest.where(mask, at, -1)  # a window that starts in padding has no element yet
+        best, _, _ = pool.tap(nest, first, "max", dtype)
+        at = position(first)
+        for w, i, stride in zip(pool.windows, o, strides, strict=True):
+            skipped = floordiv(w.start(i), w.step) * -w.step  # negative where the window starts inside
+            if not is_nonnegative(-skipped):
+                at = at + nest.op("maximum", nest.index(skipped * stride, integer), 0)
         for offset in rest:
-            value, mask, where = pool.tap(nest, offset, "max", dtype)
+            value, _, _ = pool.tap(nest, offset, "max", dtype)
             better = value > best
             if dtype.is_floating_point:
                 better = better | nest.op("isnan", value)
-            if in_padding:
-                none_yet = at < 0
-                better = better | (none_yet if mask is None else none_yet & mask)
             best = nest.where(better, value, best)
-            at = nest.where(better, nest.index(linearize(where, strides)), at)
+            at = nest.where(better, position(offset), at)
         nest.store(out, nest.p, at)
         if values is not None:
             nest.store(values, nest.p, best)
@@ -357,7 +366,7 @@ def _maximum(ctx: Context, pool: Pool) -> tuple[Ref | None, Ref | None]:
         return _max_value(ctx, pool, ctx.result(0)), None
     values = ctx.result(0) if is_used(ctx.node, 0) else None
     positions = ctx.result(1)
-    _max_position(ctx, pool, values, positions)
+    _max_position(ctx, pool, values, positions, contiguous_strides([w.size for w in pool.windows]))
     return values, positions
 
 
@@ -378,6 +387,23 @@ def _max_pool(
 @lowering(aten.max_pool2d_with_indices.default)
 def max_pool2d(ctx: Context, x: Ref, *args: object, **kwargs: object) -> tuple[Ref | None, Ref | None]:
     return _max_pool(ctx, x, *args, n=2, **kwargs)  # type: ignore[arg-type]
+
+
+@lowering(POOL)
+def max_pool2d_with_offsets(
+    ctx: Context,
+    x: Ref,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    ceil_mode: bool = False,
+) -> tuple[Ref | None, Ref]:
+    pool = Pool.fixed(x, _shape(ctx, 0), kernel, stride, padding, dilation, 2)
+    values, offsets = ctx.result(0) if is_used(ctx.node, 0) else None, ctx.result(1)
+    pitch = Offsets.of(kernel, stride, padding, dilation).pitch
+    _max_position(ctx, pool, values, offsets, (pitch, 1), in_window=True)
+    return values, offsets
 
 
 @lowering(aten.max_pool3d_with_indices.default)

@@ -18,6 +18,7 @@ from math import prod
 
 import torch
 
+from fusec.capture.pooling import POOL_BACKWARD, Offsets
 from fusec.ir.index import Expr, IndexLike, as_expr, delinearize, floordiv, is_nonnegative, linearize, product
 from fusec.ir.types import AccessMode
 from fusec.lowering.builder import NestBuilder, Value, compute_dtype
@@ -121,19 +122,69 @@ def _taps(covers: Sequence[Cover]) -> Taps:
 # -- maximum --------------------------------------------------------------------------------------
 
 
-def _max_gradient(ctx: Context, grad: Ref, indices: Ref, covers: Sequence[Cover], n: int) -> Ref:
+Position = Callable[[NestBuilder, Sequence[Expr], Sequence[Expr]], Value]
+
+
+def _max_gradient(
+    ctx: Context, grad: Ref, at: Ref, covers: Sequence[Cover], position: Position, place: Place | None = None
+) -> Ref:
+    """Each window sends its gradient to its maximum.
+
+    position: (nest, element, window) -> what `at` holds of a window whose maximum is that element.
+    place:    where a window's maximum lies; the position in the plane if None.
+    """
     require_floating(grad)
+    lead = grad.ndim - len(covers)
     if not _taps(covers).unrolled:
-        return _scattered(ctx, grad, indices, n)
+        place = place or _in_planes(ctx, at, len(covers), safe=True)
+        return summed(ctx, None, Updates(grad.shape, place, lambda nest: nest.load(grad, nest.p)))
     dtype = compute_dtype(grad.dtype)
-    strides = contiguous_strides([c.window.size for c in covers])
 
     def term(nest: NestBuilder, element: tuple[Expr, ...], windows: tuple[Expr, ...], exist: Value | None) -> Value:
-        where = (*nest.p[: len(nest.p) - n], *windows)
-        hit = nest.load(indices, where, exist, -1).eq(nest.index(linearize(element, strides)))
+        where = (*nest.p[:lead], *windows)
+        expected = position(nest, element, windows)
+        hit = nest.cast(nest.load(at, where, exist, -1), expected.dtype).eq(expected)
         return nest.where(hit, nest.cast(nest.load(grad, where, exist), dtype), 0)
 
     return _gathered(ctx, covers, term)
+
+
+def _max_gradient_of_indices(ctx: Context, grad: Ref, indices: Ref, covers: Sequence[Cover]) -> Ref:
+    strides = contiguous_strides([c.window.size for c in covers])
+    return _max_gradient(ctx, grad, indices, covers, lambda nest, element, _: nest.index(linearize(element, strides)))
+
+
+@lowering(POOL_BACKWARD)
+def max_pool2d_with_offsets_backward(
+    ctx: Context,
+    grad: Ref,
+    offsets: Ref,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> Ref:
+    windows, steps = fixed_windows(shape[-2:], grad.shape[-2:], kernel, stride, padding, dilation, 2)
+    pitch = Offsets.of(kernel, stride, padding, dilation).pitch
+
+    def position(nest: NestBuilder, element: Sequence[Expr], window: Sequence[Expr]) -> Value:
+        way = [i - w.start(o) for w, i, o in zip(windows, element, window, strict=True)]
+        return nest.index(linearize(way, (pitch, 1)), torch.int32)
+
+    def place(nest: NestBuilder) -> tuple[Sequence[IndexLike], Value | None]:
+        checked, offset = Checked(nest), nest.cast(nest.load(offsets, nest.p), torch.int64)
+        way = nest.op("floordiv", offset, pitch), nest.op("mod", offset, pitch)
+        coordinates = [
+            checked.coordinate(nest.index(w.start(o)) + far, w.size, safe=True)
+            for w, o, far in zip(windows, nest.p[-2:], way, strict=True)
+        ]
+        return (*nest.p[:-2], *coordinates), checked.mask
+
+    covers = [Cover.fixed(w, s) for w, s in zip(windows, steps, strict=True)]
+    return _max_gradient(ctx, grad, offsets, covers, position, place)
 
 
 def _in_planes(ctx: Context, indices: Ref, n: int, safe: bool) -> Place:
@@ -146,12 +197,6 @@ def _in_planes(ctx: Context, indices: Ref, n: int, safe: bool) -> Place:
         return (*nest.p[: len(nest.p) - n], *delinearize(at, extents)), checked.mask
 
     return place
-
-
-def _scattered(ctx: Context, grad: Ref, indices: Ref, n: int) -> Ref:
-    """zeros with each window's gradient added at its maximum."""
-    place = _in_planes(ctx, indices, n, safe=True)
-    return summed(ctx, None, Updates(grad.shape, place, lambda nest: nest.load(grad, nest.p)))
 
 
 def _unpooled(ctx: Context, x: Ref, indices: Ref, n: int) -> Ref:
@@ -189,7 +234,7 @@ def _max_pool_backward(
     indices: Ref,
 ) -> Ref:
     n = 2 if len(kernel) <= 2 and ctx.node.target is aten.max_pool2d_with_indices_backward.default else 3
-    return _max_gradient(ctx, grad, indices, _fixed_covers(x, grad, kernel, stride, padding, dilation, n), n)
+    return _max_gradient_of_indices(ctx, grad, indices, _fixed_covers(x, grad, kernel, stride, padding, dilation, n))
 
 
 lowering(aten.max_pool2d_with_indices_backward.default, aten.max_pool3d_with_indices_backward.default)(
@@ -199,12 +244,12 @@ lowering(aten.max_pool2d_with_indices_backward.default, aten.max_pool3d_with_ind
 
 @lowering(aten.adaptive_max_pool2d_backward.default)
 def adaptive_max_pool2d_backward(ctx: Context, grad: Ref, x: Ref, indices: Ref) -> Ref:
-    return _max_gradient(ctx, grad, indices, _adaptive_covers(x, grad, 2), 2)
+    return _max_gradient_of_indices(ctx, grad, indices, _adaptive_covers(x, grad, 2))
 
 
 @lowering(aten.adaptive_max_pool3d_backward.default)
 def adaptive_max_pool3d_backward(ctx: Context, grad: Ref, x: Ref, indices: Ref) -> Ref:
-    return _max_gradient(ctx, grad, indices, _adaptive_covers(x, grad, 3), 3)
+    return _max_gradient_of_indices(ctx, grad, indices, _adaptive_covers(x, grad, 3))
 
 
 # -- average --------------------------------------------------------------------------------------

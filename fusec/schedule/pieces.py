@@ -94,7 +94,7 @@ def _difference(line: Instr, lines: Mapping[str | None, Instr]) -> Iterator[Expr
         side = lines.get(name)
         if side is not None and side.op == "index":
             sides.append(as_expr(side.attr("expr")))
-        elif side is not None and side.op == "const":
+        elif side is not None and side.op == "const" and not side.dtype.is_floating_point:
             sides.append(as_expr(int(side.attr("value"))))
     if len(sides) == 2:
         yield sides[0] - sides[1]

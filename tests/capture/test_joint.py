@@ -83,7 +83,8 @@ def test_a_max_pooling_saves_bytes() -> None:
         {"kernel_size": (3, 2), "stride": (1, 2), "padding": (1, 0)},
         {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True},
         {"kernel_size": (2, 3), "stride": 1, "dilation": (3, 2)},
-        {"kernel_size": (12, 11), "stride": 3},  # a position of the window that a byte cannot hold
+        {"kernel_size": 2, "stride": 1, "dilation": (12, 10)},  # an offset that a byte cannot hold
+        {"kernel_size": (12, 11), "stride": 3},  # a window that is not unrolled
     ],
     ids=str,
 )
@@ -92,6 +93,16 @@ def test_max_pool_gradients(settings: dict[str, Any], shape: tuple[int, ...]) ->
     x = torch.randn(shape).round(decimals=1)  # ties
     fn = partial(F.max_pool2d, **settings)
     for a, b in zip(gradients(fusec.compile(lambda x: fn(x)), x), gradients(fn, x), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_max_pooling_whose_indices_are_used_keeps_them() -> None:
+    def fn(x: Tensor) -> Tensor:
+        y, at = F.max_pool2d(x, 3, 2, 1, return_indices=True)
+        return y * at
+
+    x = torch.randn(2, 3, 9, 11)
+    for a, b in zip(gradients(fusec.compile(fn), x), gradients(fn, x), strict=True):
         torch.testing.assert_close(a, b)
 
 

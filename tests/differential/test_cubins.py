@@ -78,6 +78,16 @@ NARROW: dict[str, tuple[Callable[..., Any], tuple[tuple[tuple[int, ...], torch.d
         lambda g, x, i: torch.ops.aten.max_pool2d_with_indices_backward(g, x, [3, 3], [2, 2], [1, 1], [1, 1], False, i),
         (of(8, 64, 56, 56), of(8, 64, 112, 112), of(8, 64, 56, 56, dtype=torch.int64)),
     ),
+    "max_pool_offsets": (
+        lambda x: torch.ops.fusec.max_pool2d_with_offsets(x, [3, 3], [2, 2], [1, 1]),
+        (of(8, 64, 112, 112),),
+    ),
+    "max_pool_gradient_of_offsets": (
+        lambda g, o: torch.ops.fusec.max_pool2d_with_offsets_backward(
+            g, o, (8, 64, 112, 112), (64 * 112 * 112, 112 * 112, 112, 1), [3, 3], [2, 2], [1, 1], [1, 1], False
+        ),
+        (of(8, 64, 56, 56), of(8, 64, 56, 56, dtype=torch.int8)),
+    ),
     "f64_norm": (lambda x: F.layer_norm(x, (1024,)), (of(512, 1024, dtype=torch.float64),)),
 }
 
@@ -155,3 +165,13 @@ def test_an_optimizer_step_does_not_spill(step_of_148_tensors: Schedule, arch: i
         source = generate_kernel(plan, step_of_148_tensors.table, Config(target="sm_90"))
         artifact = compiled(source, arch)
         assert artifact.spills == 0 and artifact.registers <= 64, source.text
+
+
+def test_a_max_pool_gradient_divides_nothing_for_a_window() -> None:
+    """Four windows a point: a byte and a gradient each, one comparison; divisions only for the point's coordinates."""
+    ((_, source),) = sources_of("max_pool_gradient_of_offsets")
+    assert "device." not in source.text, source.text
+    assert source.text.count("//") + source.text.count(" % ") <= 6, source.text
+    artifact = compiled(source, 90)
+    assert artifact.registers <= 128
+    assert sum(n for i, n in artifact.instructions.items() if i.startswith("LDG")) <= 8 * 4 * 2  # 8 points a thread

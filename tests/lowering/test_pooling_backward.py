@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from fusec.capture.pooling import POOL, POOL_BACKWARD
 from fusec.ir.types import AccessMode
 from tests.lowering.differential import (
     assert_kernels_like_eager,
@@ -35,6 +38,32 @@ def test_max_pool(kernel: list[int], stride: list[int], padding: list[int], dila
     assert_kernels_like_eager(
         lambda g, x, i: backward(g, x, kernel, stride, padding, dilation, ceil, i), make(y.shape, f32, 3), x, at
     )
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["rows", "channels last"])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation", "ceil"),
+    [
+        *POOLS[:-1],
+        ([3, 3], [1, 1], [1, 1], [3, 3], False),  # an element lies in windows that are far apart: maxima are scattered
+        ([1, 4], [1, 3], [0, 2], [1, 1], True),
+        ([2, 12], [1, 1], [0, 6], [8, 1], False),  # offsets up to 8*12 + 11
+    ],
+)
+def test_max_pool_by_offsets(
+    kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil: bool, layout: Any
+) -> None:
+    geometry = (kernel, stride, padding, dilation, ceil)
+    x = make((2, 3, 9, 10), f32).round().to(memory_format=layout)  # many ties
+    x[0, 0, :3, :3], x[1, 1, 4, 5:7] = float("-inf"), float("nan")
+    y, at = aten.max_pool2d_with_indices(x, *geometry)
+    grad = make(y.shape, f32, 3)
+    assert_kernels_like_eager(lambda x: POOL(x, *geometry), x)
+    values, offsets = POOL(x, *geometry)
+    gradient = aten.max_pool2d_with_indices_backward(grad, x, *geometry, at)
+    torch.testing.assert_close(values, y, equal_nan=True)
+    torch.testing.assert_close(POOL_BACKWARD(grad, offsets, x.shape, x.stride(), *geometry), gradient)
+    assert_kernels_like_eager(lambda g, o: POOL_BACKWARD(g, o, x.shape, x.stride(), *geometry), grad, offsets)
 
 
 @pytest.mark.parametrize("divisor", [None, 3])
