@@ -3,8 +3,8 @@
 Enters: a Work and calls of its variants. Leaves: rows of the result schema, checked (`prepare`), with times (`timed`).
 
 The variants run in turn, round after round, so that clocks and neighbours touch all of them alike, and medians are
-compared. Before each run a buffer larger than the second-level cache is written: caches are cold, and the host
-is ahead of the device, so that the events around a call enclose device time alone.
+compared. Before each run a buffer larger than the second-level cache is written, and the device sleeps for longer than
+the call takes the host: caches are cold, and the events around a call enclose device time alone. host_us is the host's.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ DEVICE = "cuda"
 CACHE_FLUSH_BYTES = 512 << 20
 MOST_ROUNDS = 60
 FEWEST_ROUNDS = 5
+WARM_UP = 3
+CYCLES = 2e9  # of the device a second, at most
+AHEAD = 2.0  # times the host's time of a call
 
 Call = Callable[[], Any]
 Alone = Callable[[], AbstractContextManager[Any]]
@@ -80,9 +83,19 @@ class Timer:
     call: Call
     events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
     host: list[float] = field(default_factory=list)
+    host_seconds: float = 0.0  # of a call, by the first ones
+
+    def warm_up(self) -> None:
+        """Calls that the times do not count; the last says how far ahead the host must be."""
+        for _ in range(WARM_UP):
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            self.call()
+            self.host_seconds = time.perf_counter() - began
 
     def run(self) -> None:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(int(AHEAD * self.host_seconds * CYCLES))
         start.record()
         began = time.perf_counter()
         self.call()
@@ -168,10 +181,8 @@ def timed(calls: Mapping[str, Call], prepared: Sequence[Row], budget: Budget) ->
 
 
 def _interleave(timers: Sequence[Timer], flush: torch.Tensor, budget: Budget) -> None:
-    for _ in range(3):
-        for timer in timers:
-            timer.call()
-    torch.cuda.synchronize()
+    for timer in timers:
+        timer.warm_up()
     for done in range(MOST_ROUNDS):
         if done >= FEWEST_ROUNDS and budget.left == 0.0:
             break

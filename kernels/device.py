@@ -562,17 +562,23 @@ def exp_sum_of(m: tl.tensor, s: tl.tensor, axis: tl.constexpr = None) -> tl.tens
 
 @triton.jit
 def moments_step(
-    first: tl.tensor, mean: tl.tensor, s: tl.tensor, count: tl.tensor, x: tl.tensor, inside: tl.tensor
+    first: tl.tensor,
+    mean: tl.tensor,
+    s: tl.tensor,
+    count: tl.tensor,
+    x: tl.tensor,
+    inside: tl.tensor,
+    step: tl.tensor,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """One step of a looped mean and dev_sum, point by point (Welford): s is the sum of (x - mean)^2 of `count` values.
 
+    step: how many came before, the same for all points that are inside: one division serves a whole step.
     Means are kept relative to the first value: of numbers near 10000 that differ by 1 nothing is rounded away.
     """
-    first = tl.where(inside & (count == 0.0), x, first)
-    count += tl.where(inside, 1.0, 0.0)
+    first = tl.where(inside & (step == 0), x, first)
     difference = tl.where(inside, x - first - mean, 0.0)
-    change = difference / tl.maximum(count, 1.0)
-    return first, mean + change, s + difference * (difference - change), count
+    change = difference * (1.0 / (step + 1).to(x.dtype))
+    return first, mean + change, s + difference * (difference - change), count + tl.where(inside, 1.0, 0.0)
 
 
 @triton.jit

@@ -126,7 +126,7 @@ def _exp_sum_of(m: Any, s: Any, axis: Any = None) -> Any:
     return _tensor(result, s.dtype.scalar, dim is None)
 
 
-def _moments_step(first: Any, mean: Any, s: Any, count: Any, x: Any, inside: Any) -> tuple[Any, ...]:
+def _moments_step(first: Any, mean: Any, s: Any, count: Any, x: Any, inside: Any, step: Any) -> tuple[Any, ...]:
     """A step of a looped mean and dev_sum: the first value, the mean relative to it, the sum about that, the count."""
     values = (_array(v) for v in (first, mean, s, count, x))
     start, centre, total, before, value, kept = torch.broadcast_tensors(*values, _array(inside, mean).to(torch.bool))

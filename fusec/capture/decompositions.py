@@ -6,8 +6,9 @@ Enters: nothing. Leaves: `decomposition_table()`, {OpOverload: function} for AOT
 
 Kept whole, because lowering knows a better form than the rewrite: softmax, log_softmax, var, var_mean,
 mean, logsumexp, gelu, silu and the other named pointwise functions. Kept whole, because a library is
-faster: matmuls, convolutions, scaled_dot_product_attention and its backends, sort, topk. Every rewrite
-computes float16 and bfloat16 in float32 inside and rounds once, as the eager kernel does.
+faster: matmuls (but for those in `aligned`), convolutions, scaled_dot_product_attention and its backends,
+sort, topk. Every rewrite computes float16 and bfloat16 in float32 inside and rounds once, as the eager
+kernel does.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch._decomp import get_decompositions
 from torch.utils._pytree import tree_map_only
 
+from fusec.capture.aligned import alignment_table
 from fusec.capture.coefficients import coefficient_table
 from fusec.capture.foreach import foreach_table
 from fusec.capture.random import random_table
@@ -62,7 +64,7 @@ _INDEXING = """
     slice_backward diagonal_backward
 """
 _BACKWARD = """
-    elu_backward gelu_backward glu_backward hardsigmoid_backward hardswish_backward hardtanh_backward
+    elu_backward glu_backward hardsigmoid_backward hardswish_backward hardtanh_backward
     huber_loss_backward leaky_relu_backward log_sigmoid_backward _log_softmax_backward_data logit_backward
     mish_backward mse_loss_backward native_batch_norm_backward native_dropout_backward native_group_norm_backward
     native_layer_norm_backward _fused_rms_norm_backward _prelu_kernel_backward
@@ -73,7 +75,7 @@ _BACKWARD = """
 
 # Names that must never be rewritten; a test holds the table to it.
 _KEPT_WHOLE = """
-    _softmax _log_softmax var var_mean mean sum amax amin prod logsumexp gelu silu sigmoid tanh relu addmm mm bmm
+    _softmax _log_softmax var var_mean mean sum amax amin prod logsumexp gelu silu sigmoid tanh relu bmm
     baddbmm convolution scaled_dot_product_attention _scaled_dot_product_flash_attention
     _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
     _scaled_dot_product_flash_attention_for_cpu sort topk index gather scatter embedding
@@ -231,6 +233,7 @@ def _cached_table() -> dict[Any, Decomposition]:
     table[aten.index_add.default] = _checking_shapes(table[aten.index_add.default])
     table.update(foreach_table())
     table.update(coefficient_table())
+    table.update(alignment_table())
     table.update(_own())
     return table
 

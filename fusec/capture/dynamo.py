@@ -33,6 +33,7 @@ from torch._dynamo.exc import (
     TorchRuntimeError,
 )
 from torch._dynamo.utils import counters
+from torch._functorch import config as functorch_config
 from torch._functorch._aot_autograd.schemas import OutputType
 from torch._guards import CompileContext, TracingContext
 from torch.fx import Graph, GraphModule, Node
@@ -143,7 +144,9 @@ def backend(
         partition_fn=partial(partition, draw=random == "philox"),
         keep_inference_input_mutations=True,  # copy_ in the graph, for `write_in_place`
     )
-    with upsampling_whole(example_inputs):
+    # A gradient is expected to have its output's strides, as torch 2.13 expects: 2.11 makes it contiguous by a copy.
+    strides = functorch_config.patch(guess_tangent_strides_as_outputs=True)
+    with upsampling_whole(example_inputs), strides:
         compiled: Compiled = compile_function(gm, list(example_inputs))
 
     def tell(graph: CapturedGraph, reason: str) -> Callable[[], None]:

@@ -24,6 +24,7 @@ makes a chain of branches that every thread of a program takes alike.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ from fusec.ir.types import Buffer
 from fusec.schedule.alike import generic, likeness, sizes
 
 _MAX_LINE = 92
+_LONG_CHAIN = 16  # branches
 
 # A plan as a function whose first argument is `program`, under a name.
 WritePart = Callable[[KernelPlan, Mapping[str, Buffer], Config, str], Function]
@@ -224,12 +226,24 @@ def _dispatch(
 def _chain(rows: Sequence[list[str]], ends: Sequence[str]) -> list[str]:
     """`if program < end_0: ... elif program < end_1: ...`: branches, where a tree becomes selections.
 
-    Selections hold every pointer of a launch in registers.
+    Selections hold every pointer of a launch in registers. A long chain is a chain of chains: every program walks along
+    it before its first load.
     """
+    if len(rows) <= _LONG_CHAIN:
+        return _branches([(end, row) for end, row in zip(ends, rows, strict=True)])
+    size = math.isqrt(len(rows) - 1) + 1
+    groups = [slice(k, k + size) for k in range(0, len(rows), size)]
+    return _branches([(ends[g][-1], _branches(list(zip(ends[g], rows[g], strict=True)))) for g in groups])
+
+
+def _branches(blocks: Sequence[tuple[str, list[str]]]) -> list[str]:
+    """(where it ends, lines) of blocks that follow one another; the last has all programs that are left."""
+    if len(blocks) == 1:
+        return blocks[0][1]
     lines: list[str] = []
-    for k, row in enumerate(rows):
-        condition = "else" if k == len(rows) - 1 else f"{'elif' if k else 'if'} program < {ends[k]}"
-        lines += [f"{condition}:", *(f"    {line}" for line in row)]
+    for k, (end, block) in enumerate(blocks):
+        condition = "else" if k == len(blocks) - 1 else f"{'elif' if k else 'if'} program < {end}"
+        lines += [f"{condition}:", *(f"    {line}" for line in block)]
     return lines
 
 

@@ -120,7 +120,9 @@ class Emitter:
         self._run(parts[Part.AFTER], after, (number, Part.AFTER))
         barrier = ["tl.debug_barrier()"] if self._rereads_stores(number) else []
         base = f"{self.loop.variable}_start"
-        head = f"for {base} in range(0, {self.addresses.extent(self.loop)}, {self.loop.block}):"
+        bounds, stages = f"0, {self.addresses.extent(self.loop)}, {self.loop.block}", self.plan.tile.num_stages
+        steps = f"range({bounds})" if stages == 1 else f"tl.range({bounds}, num_stages={stages})"
+        head = f"for {base} in {steps}:"
         index = f"{self.loop.variable} = {base} + tl.arange(0, {self.loop.block}){self.loop.subscript}"
         body = ["    " + line for line in [index, *inside.lines]]
         return [*barrier, *before.lines, head, *body, *after.lines]
@@ -345,7 +347,8 @@ class Emitter:
                 return
             masked = instr.op in MOMENTS and dim.mask is not None
             mask = self.addresses.mask(frozenset({dim.name})) if masked else ""
-            self.section.lines += combine(instr, self.accumulators[instr.out], tiles, operands[0].dtype, mask)
+            step = f"{dim.variable}_start // {dim.block}"
+            self.section.lines += combine(instr, self.accumulators[instr.out], tiles, operands[0].dtype, mask, step)
             return
         text = reduce_call(instr, tiles, dim, operands[0].dtype)
         ops = sum(self.values[a].ops for a in instr.args) + 2

@@ -65,10 +65,13 @@ def initial(instr: Instr, names: list[str], shape: str, dtype: torch.dtype) -> l
     return lines
 
 
-def combine(instr: Instr, names: list[str], operands: list[Text], dtype: torch.dtype, mask: str = "") -> list[str]:
+def combine(
+    instr: Instr, names: list[str], operands: list[Text], dtype: torch.dtype, mask: str = "", step: str = ""
+) -> list[str]:
     """One iteration: the accumulators take in the tile's operands.
 
-    mask: where the tile lies inside the row. Only moments have need of it: no operand leaves a mean unchanged.
+    mask, step: where the tile lies inside the row, and the iteration's number. Only moments have need of them: no
+    operand leaves a mean unchanged.
     """
     op = _op(instr, dtype)
     if op in _AUGMENTED:
@@ -82,7 +85,7 @@ def combine(instr: Instr, names: list[str], operands: list[Text], dtype: torch.d
         return [f"{both} = device.exp_sum_step({both}, {operands[0].text})"]
     if op in MOMENTS:
         state = ", ".join(names)
-        return [f"{state} = device.moments_step({state}, {operands[0].text}, {mask or True})"]
+        return [f"{state} = device.moments_step({state}, {operands[0].text}, {mask or True}, {step})"]
     library = "device" if dtype.is_floating_point else "tl"
     return [f"{names[0]} = {library}.{op}imum({names[0]}, {operands[0].text})"]
 

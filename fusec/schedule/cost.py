@@ -22,7 +22,7 @@ from fusec.schedule.online import online_sums
 from fusec.schedule.phases import split_phases
 from fusec.schedule.predicted import predicted_buffers, predicted_nest
 from fusec.schedule.reduced import ReducedShape, Use, column_use, next_power_of_2, reduced_shape, rows_at_once
-from fusec.schedule.strides import unit_axis
+from fusec.schedule.strides import stride_of, unit_axis, unit_axis_of, weighted_accesses
 from fusec.schedule.traffic import traffic
 
 
@@ -32,6 +32,7 @@ class DeviceModel:
 
     bandwidth: bytes a second a copy reaches.   launch: seconds a kernel launch costs.
     rate:      simple f32 instructions a second over the whole chip.
+    cache:     bytes of the second-level cache.
     """
 
     name: str
@@ -39,15 +40,19 @@ class DeviceModel:
     launch: float
     multiprocessors: int
     rate: float
+    cache: int
 
 
 # Copy bandwidth: vendor peak times 0.9; rate: multiprocessors x 128 lanes x clock.
 DEVICES = {
-    "sm_80": DeviceModel("sm_80", 1.8e12, 3e-6, 108, 1.9e13),
-    "sm_90": DeviceModel("sm_90", 4.3e12, 3e-6, 132, 3.0e13),
-    "sm_100": DeviceModel("sm_100", 7.0e12, 3e-6, 148, 3.4e13),
+    "sm_80": DeviceModel("sm_80", 1.8e12, 3e-6, 108, 1.9e13, 40 << 20),
+    "sm_90": DeviceModel("sm_90", 4.3e12, 3e-6, 132, 3.0e13, 50 << 20),
+    "sm_100": DeviceModel("sm_100", 7.0e12, 3e-6, 148, 3.4e13, 120 << 20),
 }
 PERSISTENT_LIMIT = 16384  # elements of a row that one program may hold in registers
+ACROSS = 8  # times the seconds a byte takes when a row is read with a stride: group norm of a channels-last image, H200
+SECTOR = 32  # bytes that memory hands out at least
+SHORT_RUN = 8
 REREAD = 0.5  # a second pass over a row mostly hits L2
 STEP = 0.7e-6  # seconds from a load to a row's sum
 HELD_POINTS, HELD_VALUES = 8192, 40960  # of a tile that is held: points, and live values at all of them
@@ -92,9 +97,32 @@ def _estimate(
     passes = _passes(body, axes, {name: n * table[name].itemsize for name, n in moved.read.items()})
     flops = _instructions(body, axes)
     registers = 24 + 8 * max_live(body, axes)
-    prices = _prices(LoopNest("", axes, body), read, written, flops, passes, device)
+    strided = (ACROSS - 1) * bytes_across(LoopNest("", axes, body), table)
+    prices = _prices(LoopNest("", axes, body), read, written + strided, flops, passes, device)
     seconds = min(prices.whole_rows, prices.split_rows)
     return KernelCost(read, written, sum(passes), flops, registers, seconds), prices
+
+
+def bytes_across(nest: LoopNest, table: Mapping[str, Buffer]) -> int:
+    """Bytes that a kernel with reductions touches an element at a time: its lanes lie along another axis.
+
+    A kernel without reductions has a tile with two long sides for these.
+    """
+    if nest.is_pointwise:
+        return 0
+    extents = {a.name: as_int(a.extent) or 1 for a in nest.axes}
+    accesses = weighted_accesses(nest, table)
+    along: dict[str, int] = {}
+    for weight, access in accesses:
+        unit = unit_axis_of(access, nest.axes)
+        if unit is not None and extents[unit] >= SHORT_RUN:
+            along[unit] = along.get(unit, 0) + weight
+    if not along:
+        return 0
+    lanes = max(along, key=lambda axis: along[axis])
+    sizes = {access: table[access.buffer].itemsize for _, access in accesses}
+    strided = (w for w, a in accesses if abs(stride_of(a.index, lanes, extents)) * sizes[a] >= SECTOR)
+    return sum(strided)
 
 
 def _passes(body: tuple[Instr, ...], axes: tuple[Axis, ...], reads: Mapping[str, int]) -> list[int]:

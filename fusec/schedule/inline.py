@@ -25,12 +25,13 @@ from fusec.ir.ops import OPS
 from fusec.ir.sizes import affine, hint_of
 from fusec.ir.types import AccessMode, Buffer, Extern, Instr, LoopNest, Node, Program, Role
 from fusec.schedule.axes import rewrite_axes
-from fusec.schedule.cost import DeviceModel, device_model, estimate
+from fusec.schedule.cost import ACROSS, SECTOR, SHORT_RUN, DeviceModel, device_model, estimate
 from fusec.schedule.merge import join, without_stores
 from fusec.schedule.once import Once
 from fusec.schedule.predicted import extent_hint, predicted_nest
 from fusec.schedule.ranges import Range, mask_ranges
 from fusec.schedule.simplify import simplify_nest
+from fusec.schedule.strides import stride_of, unit_axis_of
 from fusec.schedule.traffic import traffic
 
 # (axis, stride, extent or None for the outermost): axis = (offset // stride) % extent
@@ -60,7 +61,8 @@ def inline(program: Program, config: Config, once: Once, apart: Set[str]) -> tup
             continue
         if _overwritten(producer, position, consumers, program.writers):
             continue
-        answer = once(_inlining, (producer, *nests), program.table, device, config.precision, buffer=buffer)
+        rows = any(_makes_rows(n, nodes, readers) for n in nests)
+        answer = once(_inlining, (producer, *nests), program.table, device, config.precision, rows, buffer=buffer)
         if answer is None:
             continue
         reason = answer.reason
@@ -89,17 +91,35 @@ class _Inlining:
     consumers: tuple[LoopNest, ...] = ()
 
 
+def _makes_rows(nest: LoopNest, nodes: Sequence[Node | None], readers: Mapping[str, Sequence[int]]) -> bool:
+    """A nest that reduces, or one that only casts for such nests."""
+    if not nest.is_pointwise:
+        return True
+    if [i.op for i in nest.body] != ["load", "cast", "store"]:
+        return False
+    following = [n for name in nest.writes for n in (nodes[p] for p in readers.get(name, ()))]
+    return any(isinstance(n, LoopNest) and not n.is_pointwise for n in following)
+
+
 def _inlining(
-    nests: Sequence[LoopNest], table: Mapping[str, Buffer], device: DeviceModel, precision: str, buffer: str
+    nests: Sequence[LoopNest],
+    table: Mapping[str, Buffer],
+    device: DeviceModel,
+    precision: str,
+    rows: bool,
+    buffer: str,
 ) -> _Inlining | None:
-    """A producer and the consumers of its buffer; None when its lines cannot be computed from an element's offset."""
+    """A producer and the consumers of its buffer; None when its lines cannot be computed from an element's offset.
+
+    rows: some of these consumers reduce, or cast for nests that do.
+    """
     producer, *consumers = nests
     store = _only_store(producer)
     assert store is not None and store.access is not None, "asked of producers with one store"
     coordinates = _inverse(producer, store.access.index)
     if coordinates is None:
         return None
-    reason = _refusal(producer, consumers, buffer, table, device)
+    reason = _refusal(producer, consumers, buffer, table, device, rows)
     if reason is not None:
         return _Inlining(reason)
     inlined = (_inlined(producer, store, coordinates, c, buffer, precision) for c in consumers)
@@ -152,7 +172,12 @@ def _inverse(nest: LoopNest, index: Expr) -> list[Coordinate] | None:
 
 
 def _refusal(
-    producer: LoopNest, consumers: list[LoopNest], buffer: str, table: Mapping[str, Buffer], device: DeviceModel
+    producer: LoopNest,
+    consumers: list[LoopNest],
+    buffer: str,
+    table: Mapping[str, Buffer],
+    device: DeviceModel,
+    rows: bool,
 ) -> str | None:
     """Why not, or None when computing again costs no more than storing and reading back."""
     size = hint_of(table[buffer].numel)
@@ -166,6 +191,9 @@ def _refusal(
     read = moved.bytes_read(table)
     share = evaluations / size  # how often each element is computed, all consumers together
     saved = size_bytes * (1 + share) + read * (1 - share)
+    across = _read_across(producer, table) if rows else 0
+    if across * (ACROSS - 1) > 2 * size_bytes + device.launch * device.bandwidth:
+        return f"a row of the consumer would read {across / 1e6:.1f} MB across memory, an element at a time"
     if len(consumers) == 1 and cost + loads <= 2:
         return None  # a copy or a cast: reading through it is free
     if len(consumers) > 1 and saved <= 0:
@@ -181,6 +209,17 @@ def _refusal(
             f"more than {saved / 1e6:.1f} MB of traffic"
         )
     return None
+
+
+def _read_across(producer: LoopNest, table: Mapping[str, Buffer]) -> int:
+    """Bytes that consumers which reduce would read with a stride, where the producer turns them into rows."""
+    nest = predicted_nest(producer)
+    extents = {a.name: extent_hint(a.extent) or 1 for a in nest.axes}
+    (along,) = (unit_axis_of(a, nest.axes) for a in nest.stores)
+    if along is None or extents[along] < SHORT_RUN:
+        return 0
+    strided = [a for a in nest.loads if abs(stride_of(a.index, along, extents)) * table[a.buffer].itemsize >= SECTOR]
+    return sum(prod(extents.values()) * table[a.buffer].itemsize for a in strided)
 
 
 def _points(nest: LoopNest, buffer: str, flat: bool = False) -> int:

@@ -41,7 +41,8 @@ INTS = [0, 1, -1, 2, 3, -3, 7, -7, 8, 100, -100, 63, 5, -5, 31, 64, 12]
 FLOAT_ONLY = {
     "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal", "sigmoid", "sin", "cos",
     "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "erfc", "erfinv", "lgamma",
-    "digamma", "trigamma", "i0", "i0e", "i1", "i1e", "erfcx", "ndtri", "div", "atan2", "copysign", "nextafter",
+    "digamma", "trigamma", "i0", "i0e", "i1", "i1e", "erfcx", "ndtr", "ndtri", "div", "atan2", "copysign",
+    "nextafter",
 }  # fmt: skip
 CASTS = [
     torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32, torch.int8, torch.uint8,

@@ -11,8 +11,8 @@ import triton.language as tl
 # boundary    its result leaves the graph
 @triton.jit
 def mul_kernel(x_ptr, out_ptr, YBLOCK: tl.constexpr, XBLOCK: tl.constexpr):
-    i = tl.program_id(0) * YBLOCK + tl.arange(0, YBLOCK)[:, None]
-    j = tl.program_id(1) * XBLOCK + tl.arange(0, XBLOCK)[None, :]
+    i = tl.program_id(1) * YBLOCK + tl.arange(0, YBLOCK)[:, None]
+    j = tl.program_id(0) * XBLOCK + tl.arange(0, XBLOCK)[None, :]
 
     x = tl.load(x_ptr + 256 * j + i)
     tl.store(out_ptr + 512 * i + j, x * 2.0)

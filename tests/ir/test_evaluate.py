@@ -52,6 +52,7 @@ EAGER = {  # the function a user calls, where its name is not the op's
     "shl": torch.bitwise_left_shift, "shr": torch.bitwise_right_shift, "i0e": torch.special.i0e,
     "i1": torch.special.i1, "i1e": torch.special.i1e, "trigamma": lambda x: torch.polygamma(1, x),
     "erfcx": lambda x: torch.special.erfcx(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype),
+    "ndtr": lambda x: 0.5 * (1.0 + torch.erf(x * 0.5**0.5)),
     "ndtri": lambda x: torch.special.ndtri(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype),
 }  # fmt: skip
 
