@@ -476,25 +476,60 @@ def shr(a: tl.tensor, b: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def philox(seed: tl.tensor, index: tl.tensor, word: tl.constexpr) -> tl.tensor:
-    """32 bits of Philox4x32-10 as int32: word 0 to 3 of the block at counter `index` (32 or 64 bits) under `seed`."""
-    index = tl.core.to_tensor(index)  # a literal where a tensor has one element
-    low = index.to(tl.uint32)
-    zero = low * 0
-    if index.dtype.primitive_bitwidth > 32:
-        high = (index >> 32).to(tl.uint32)
+def _philox_block(
+    seed: tl.tensor, counter: tl.tensor, word: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """The four words of Philox4x32-10 at (counter, word). A product of 64 bits is one instruction."""
+    seed = tl.core.to_tensor(seed).to(tl.uint64)
+    key_a = seed.to(tl.uint32)
+    key_b = (seed >> 32).to(tl.uint32)
+    a = counter.to(tl.uint32)
+    if counter.dtype.primitive_bitwidth > 32:
+        b = (counter >> 32).to(tl.uint32)
     else:
-        high = zero
-    a, b, c, d = tl.philox(seed, low, high, zero, zero)
-    if word == 0:
-        bits = a
-    elif word == 1:
-        bits = b
-    elif word == 2:
-        bits = c
-    else:
-        bits = d
+        b = a * 0
+    c = a * 0 + word
+    d = a * 0
+    for _ in tl.static_range(10):
+        from_a = a.to(tl.uint64) * 0xD2511F53
+        from_c = c.to(tl.uint64) * 0xCD9E8D57
+        a = (from_c >> 32).to(tl.uint32) ^ b ^ key_a
+        c = (from_a >> 32).to(tl.uint32) ^ d ^ key_b
+        b = from_c.to(tl.uint32)
+        d = from_a.to(tl.uint32)
+        key_a = tl.add(key_a, 0x9E3779B9, sanitize_overflow=False)
+        key_b = tl.add(key_b, 0xBB67AE85, sanitize_overflow=False)
+    return a, b, c, d
+
+
+@triton.jit
+def _philox_lane(seed: tl.tensor, counter: tl.tensor, lane: tl.tensor, word: tl.constexpr) -> tl.tensor:
+    a, b, c, d = _philox_block(seed, counter, word)
+    bits = tl.where(lane < 2, tl.where(lane == 0, a, b), tl.where(lane == 2, c, d))
     return bits.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def philox(seed: tl.tensor, index: tl.tensor, word: tl.constexpr) -> tl.tensor:
+    """32 random bits as int32: word number 0 to 3 of the element at `index` (32 or 64 bits), see kernels/philox.py."""
+    index = tl.core.to_tensor(index)  # a literal where a tensor has one element
+    return _philox_lane(seed, index >> 2, index & 3, word)
+
+
+@triton.jit
+def philox_neighbours(seed: tl.tensor, first: tl.tensor, shape: tl.constexpr, word: tl.constexpr) -> tl.tensor:
+    """philox at first + 0, 1, 2, ... along the one dimension of `shape` that is not 1; `first` is a multiple of 4.
+
+    Each block number is written four times side by side, so a thread that holds neighbours computes their block once.
+    """
+    first = tl.core.to_tensor(first)
+    points: tl.constexpr = tl.zeros(shape, tl.int1).numel
+    if points < 4:
+        return philox(seed, first + tl.reshape(tl.arange(0, points), shape), word)
+    else:
+        blocks = tl.broadcast_to(tl.arange(0, points // 4)[:, None], [points // 4, 4])
+        lanes = tl.broadcast_to(tl.arange(0, 4)[None, :], [points // 4, 4])
+        return _philox_lane(seed, (first >> 2) + tl.reshape(blocks, shape), tl.reshape(lanes, shape), word)
 
 
 # -- reductions -----------------------------------------------------------------------------------

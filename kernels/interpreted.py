@@ -177,6 +177,14 @@ def _philox(seed: Any, index: Any, word: Any) -> Any:
     return _tensor(bits, tl.int32, scalar)
 
 
+def _philox_neighbours(seed: Any, first: Any, shape: Any, word: Any) -> Any:
+    """_philox at first + 0, 1, 2, ... along the one dimension of `shape` that is not 1."""
+    extents = [_plain(extent) for extent in _plain(shape)]
+    start = _array(first)
+    index = start + torch.arange(math.prod(extents), dtype=start.dtype).reshape(extents)
+    return _tensor(philox(_array(seed), index, _plain(word)), tl.int32, False)
+
+
 def _scan(function: Function) -> Function:
     def apply(x: Any, axis: Any) -> Any:
         values = _array(x)
@@ -333,6 +341,7 @@ device = SimpleNamespace(
     **{name: _elementwise(f) for name, f in {**_UNARY, **_BINARY}.items()},
     **{name: _reduction(f) for name, f in _REDUCTIONS.items()},
     philox=_philox,
+    philox_neighbours=_philox_neighbours,
     argmax=_positions(torch.gt),
     argmin=_positions(torch.lt),
     exp_sum_step=_exp_sum_step,

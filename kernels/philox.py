@@ -1,8 +1,11 @@
 """Philox4x32-10 on PyTorch tensors: what `device.philox` computes, for tensors that are not in a kernel.
 
-Enters: a 64-bit key, a 64-bit counter and which of the four 32-bit words of the block is wanted. Leaves: int32.
+Enters: a 64-bit key, the positions of elements and the number of the 32-bit word wanted at each. Leaves: int32.
 
     philox(seed, index, word)      # shapes broadcast; int64, int64, 0..3 -> int32
+
+The four words of a block go to four neighbours: element `index` has word index % 4 of the block at counter
+(index // 4, word), of two 64-bit halves. A kernel whose threads hold neighbours computes a block for four elements.
 
 Salmon, Moraes, Dror, Shaw: Parallel Random Numbers: As Easy as 1, 2, 3 (2011). A counter that is not used twice with
 one key gives independent numbers, in any order: the value at a point does not depend on blocks or threads.
@@ -29,14 +32,15 @@ def _product(factor: int, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def philox(seed: Tensor, index: Tensor, word: int | Tensor = 0) -> Tensor:
-    """Word `word` of the block at counter `index` under key `seed`, as int32."""
+    """Word number `word` of the element at `index` under key `seed`, as int32."""
     seed, index = torch.broadcast_tensors(seed.to(torch.int64), index.to(torch.int64))
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
-    c0, c1 = index & _MASK, (index >> 32) & _MASK
-    c2, c3 = torch.zeros_like(c0), torch.zeros_like(c0)
+    c0, c1 = (index >> 2) & _MASK, (index >> 34) & _MASK
+    c2, c3 = torch.full_like(c0, int(word)), torch.zeros_like(c0)
     for _ in range(ROUNDS):
         (high_a, low_a), (high_b, low_b) = _product(_MULTIPLY[0], c0), _product(_MULTIPLY[1], c2)
         c0, c1, c2, c3 = high_b ^ c1 ^ k0, low_b, high_a ^ c3 ^ k1, low_a
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    chosen = (c0, c1, c2, c3)[int(word)]
+    lane = index & 3
+    chosen = torch.where(lane < 2, torch.where(lane == 0, c0, c1), torch.where(lane == 2, c2, c3))
     return torch.where(chosen > 0x7FFFFFFF, chosen - (1 << 32), chosen).to(torch.int32)

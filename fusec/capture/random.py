@@ -8,8 +8,8 @@ Enters: an aten graph, forward, inference or joint. Leaves: the same graph, in p
 
 Drawing seeds advances the generator of the device, so `torch.manual_seed` and saved generator states reproduce a call
 and two calls differ. The number at a point depends on its seed and its row-major position alone: not on blocks, not on
-strides. A joint graph is rewritten before it is partitioned: the seeds are saved for backward, and what was drawn from
-them is computed there again.
+strides; four neighbours share a block of Philox. A joint graph is rewritten before it is partitioned: the seeds are
+saved for backward, and what was drawn from them is computed there again.
 
 `random_table` rewrites the other distributions in terms of rand, randn and randint. With Config.random "eager" neither
 is used.

@@ -22,7 +22,20 @@ from fusec.codegen.index import IndexPrinter
 from fusec.codegen.names import Names
 from fusec.codegen.text import SHIFT
 from fusec.codegen.tiles import INTERPRETER_POINTS, Dim
-from fusec.ir.index import Atom, Expr, FloorDiv, IndexLike, Mod, Sym, as_expr, as_int, atom_expr, symbols_of
+from fusec.ir.index import (
+    Atom,
+    Expr,
+    FloorDiv,
+    IndexLike,
+    Mod,
+    Sym,
+    as_expr,
+    as_int,
+    atom_expr,
+    axis_symbol,
+    substitute,
+    symbols_of,
+)
 from fusec.ir.kernels import DimKind, KernelPlan
 from fusec.ir.sizes import plain
 
@@ -70,6 +83,7 @@ class Addresses:
         self.by_name = {d.name: d for d in dims}
         self.by_variable = {d.variable: d for d in dims}
         self.sizes: dict[str, str] = {}
+        self._starts: dict[str, Dim] = {}  # the symbol of a tile's first index -> its dimension
         self._top: list[tuple[int, int, str]] = []
         self._top_defined: dict[object, str] = {}
         self._section = Section()
@@ -105,6 +119,15 @@ class Addresses:
         if expr not in self._flat:
             self._flat[expr] = self.printer.flatten(expr)
         return self._flat[expr]
+
+    def first(self, flat: Expr, dim: Dim) -> str:
+        """Text of an index at the start of the tile along a dimension, which it follows with coefficient 1."""
+        start = as_expr(0)
+        if dim.kind is not DimKind.WHOLE:
+            start = axis_symbol(f"{dim.variable}_start", dim.extent)
+            (symbol,) = symbols_of(start)
+            self._starts[symbol.name] = dim
+        return self.printer.text(substitute(flat, {dim.variable: start})).text
 
     def spread(self, flat: Expr) -> frozenset[str]:
         """Dimensions over which a flattened expression varies."""
@@ -155,14 +178,24 @@ class Addresses:
         """The variable of a dimension; that of the loop is written at the loop's head."""
         if dim.kind is DimKind.LOOP or dim.variable in self._top_defined:
             return dim.variable
-        if dim.program is None:
-            text = f"tl.arange(0, {dim.block}){dim.subscript}"
-        else:
-            program = dim.instance + (".to(tl.int64)" if dim.wide else "")
-            text = f"{program} * {dim.block} + tl.arange(0, {dim.block}){dim.subscript}"
+        text = f"tl.arange(0, {dim.block}){dim.subscript}"
+        if dim.program is not None:
+            text = f"{self._program_start(dim)} + {text}"
         self._top.append((_VARIABLE, dim.position, f"{dim.variable} = {text}"))
         self._top_defined[dim.variable] = dim.variable
         return dim.variable
+
+    def _program_start(self, dim: Dim) -> str:
+        return f"{dim.instance}{'.to(tl.int64)' if dim.wide else ''} * {dim.block}"
+
+    def _start(self, dim: Dim) -> str:
+        """The variable of a tile's first index along a dimension; that of the loop is the loop's own."""
+        if dim.kind is DimKind.LOOP:
+            return f"{dim.variable}_start"
+        key = ("start", dim.variable)
+        return self._define(
+            key, None, _VARIABLE, lambda: self.names.fresh(f"{dim.variable}_start"), self._program_start(dim)
+        )
 
     # -- definitions ------------------------------------------------------------------------------
 
@@ -221,6 +254,8 @@ class Addresses:
         return f"{variables[0] if variables else 'index'}_part"
 
     def _symbol(self, symbol: Sym) -> str:
+        if symbol.name in self._starts:
+            return self._start(self._starts[symbol.name])
         if symbol.name in self.by_variable:
             return self.variable(self.by_variable[symbol.name])
         if symbol.kind == "size":
@@ -233,6 +268,8 @@ class Addresses:
         return self.sizes[name]
 
     def _is_wide(self, symbol: Sym) -> bool:
+        if symbol.name in self._starts:
+            return self._starts[symbol.name].wide
         if symbol.name in self.by_variable:
             return self.by_variable[symbol.name].wide
         if symbol.kind == "size":

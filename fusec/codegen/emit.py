@@ -23,6 +23,7 @@ from fusec.codegen.addresses import Addresses, Section, Widths
 from fusec.codegen.analysis import Analysis, Part, Region, row_dims, spread_of
 from fusec.codegen.hints import Hints
 from fusec.codegen.names import Names
+from fusec.codegen.neighbours import neighbours_along
 from fusec.codegen.padding import Padding
 from fusec.codegen.reduce import accumulator_dtype, combine, finish, initial, reduce_call
 from fusec.codegen.scan import carries, continued, scan_call
@@ -78,6 +79,7 @@ class Emitter:
         self.accumulators: dict[str, list[str]] = {}
         self.shared: set[str] = set()  # reductions whose accumulators another one takes its tiles into
         self.addresses = Addresses(plan, dims, analysis, names, self._index_text, self._index_is_wide, widths)
+        self.neighbours = neighbours_along(plan, analysis, self.addresses)
         self.loop = self.addresses.loop
         self.by_name = self.addresses.by_name
         self._enter(Section(), (0, Part.BEFORE))
@@ -148,6 +150,8 @@ class Emitter:
                 self._reduction(instr)
             elif is_scan(instr.op):
                 self._scan(instr)
+            elif instr.op == "philox" and instr.args[1] in self.neighbours:
+                self._philox_neighbours(instr)
             elif instr.op == "checked":
                 self._check(instr)
             else:
@@ -303,8 +307,10 @@ class Emitter:
         return result
 
     def _index(self, instr: Instr) -> None:
-        flat = self.addresses.flatten(instr.attr("expr"))
         assert instr.out is not None
+        if instr.out in self.neighbours:
+            return  # only the start of the tile is written, where numbers are drawn
+        flat = self.addresses.flatten(instr.attr("expr"))
         constant = as_int(flat)
         if constant is not None:
             self._set(instr, Value(literal(constant, instr.dtype), instr.dtype, 0, constant))
@@ -317,6 +323,14 @@ class Emitter:
             self._set(instr, value)
         else:
             self._name(instr, value)
+
+    def _philox_neighbours(self, instr: Instr) -> None:
+        seed, position, word = instr.args
+        flat = self.addresses.flatten(self.plan.body[self.analysis.defined[position]].attr("expr"))
+        along = self.neighbours[position]
+        first, shape = self.addresses.first(flat, along), self.addresses.shape(frozenset({along.name}))
+        operands = (self._operand(seed).text.text, first, shape, self._operand(word).text.text)
+        self._result(instr, Value(call("device.philox_neighbours", *operands), instr.dtype, self.values[seed].ops + 1))
 
     def _check(self, instr: Instr) -> None:
         """An assertion, over the lanes within the tile; the value goes on as it is."""

@@ -23,7 +23,7 @@ _OPS = {
     "eq": "equal", "where": "chosen", "neg": "negated", "index": "position", "const": "constant", "mod": "remainder",
     "floordiv": "quotient", "cumsum": "running_sum", "cumprod": "running_product", "cummax": "running_max",
     "cummin": "running_min", "cumargmax": "running_argmax", "cumargmin": "running_argmin",
-    "logcumsumexp": "running_logsumexp",
+    "logcumsumexp": "running_logsumexp", "philox": "bits",
 }  # fmt: skip
 _MEANS = ("mean", "var", "mean_square")
 _KEPT = (*_MEANS, "rstd")

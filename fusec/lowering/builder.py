@@ -242,7 +242,7 @@ class NestBuilder:
         return self._line("cast", (value.name,), dtype)
 
     def philox(self, seed: Value, index: Value, word: int) -> Value:
-        """32 random bits as int32: word 0 to 3 of the block that `seed` has at `index`."""
+        """32 random bits as int32: word number 0 to 3 of the element at `index`, under `seed`."""
         words = self.const(word, torch.int64)
         return self._line("philox", (seed.name, index.name, words.name), torch.int32)
 

@@ -1,10 +1,11 @@
 """Random numbers as index -> Philox: what `fusec.capture.random` leaves in a graph.
 
     u = fusec.random_uniform(seeds, 0, [64, 128], [0, 1], float32)
-    nest n0 (p0<64, p1<128): %0 = load seeds[0]; %1 = index 128*p0 + p1; %2:i32 = philox %0, %1, word 0;
+    nest n0 (p0<64, p1<128): %0 = load seeds[0]; %1 = index 128*p0 + p1; %2:i32 = philox %0, %1, 0;
                              %3 = and %2, 16777215; %4:f32 = cast %3; %5 = mul %4, 5.9604645e-08; store u[...], %5
 
-The counter is the row-major position of the element, whatever the strides.
+The numbers follow the row-major position of the element, whatever the strides. Four neighbours share a block of
+Philox (see kernels/philox.py): word w of each costs a quarter of one where a thread holds all four.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ops = torch.ops.fusec
 
 
 class _Draw:
-    """The words of the block at a point, as Values."""
+    """The random words of an element, as Values."""
 
     def __init__(self, nest: NestBuilder, seeds: Ref, which: int, shape: tuple[IndexLike, ...]) -> None:
         self.nest = nest

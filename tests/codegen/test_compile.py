@@ -10,6 +10,7 @@ import torch
 
 from fusec.ir.ops import OPS, OpKind
 from fusec.ir.types import Role
+from fusec.runtime import resources
 from fusec.runtime.build import compile_request
 from fusec.runtime.compiler import Artifact, compile_kernel
 from tests.codegen.plans import Build, bf16, f32, generate, i64
@@ -62,7 +63,7 @@ def test_every_op_compiles(dtype: torch.dtype) -> None:
     x, y = build.load("x", at), build.load("y", at)
     for name, info in OPS.items():
         if info.kind is not OpKind.POINTWISE or name in ("cast", "bitcast", "where", "philox"):
-            continue  # philox: test_philox_compiles
+            continue  # philox: test_a_thread_draws_once_for_four_neighbours
         if (floating and name in INT_ONLY | BITS) or (not floating and name in FLOAT_ONLY):
             continue
         if dtype is torch.bool and name not in logical:
@@ -90,14 +91,35 @@ def test_a_number_may_be_either_operand(dtype: torch.dtype) -> None:
     assert compiled(build, x=256).spills == 0
 
 
-def test_philox_compiles() -> None:
-    build = Build(x=4096)
+@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize(
+    ("dims", "position", "blocks", "calls"),
+    [
+        ({"x": 4099}, {"x0": 1}, {"x": 1024}, 2),
+        ({"x": 64, "r": 1024}, {"x0": 1024, "r0": 1}, {"x": 1}, 2),
+        ({"y": 64, "x": 1000}, {"y0": 1000, "x0": 1}, {"y": 4, "x": 256}, 2),
+        ({"y": 64, "x": 1000}, {"y0": 1, "x0": 1000}, {"y": 4, "x": 256}, 8),
+    ],
+)
+def test_a_thread_draws_once_for_four_neighbours(
+    dims: dict[str, int], position: dict[str, int], blocks: dict[str, int], calls: int, arch: int
+) -> None:
+    """8 elements a thread: two blocks of 20 wide products where positions are neighbours, and nothing is exchanged."""
+    build = Build(**dims)
+    shape = tuple(dims.values())
+    strides = torch.empty(shape, device="meta").stride()
     build.buffer("seed", i64, (1,))
-    build.buffer("out", torch.int32, (4096,), Role.OUTPUT)
-    seed, index = build.load("seed", build.index()), build.position(build.axis("x0"))
+    build.buffer("x", bf16, shape)
+    build.buffer("out", bf16, shape, Role.OUTPUT)
+    seed, index = build.load("seed", build.index()), build.position(build.index(**position))
     bits = build._add("philox", (seed, index, build.const(2, i64)), torch.int32)
-    build.store("out", build.index(x0=1), bits)
-    assert compiled(build, x=256).spills == 0
+    at = build.index(**{a.name: s for a, s in zip(build.axes, strides, strict=True)})
+    build.store("out", at, build.op("add", build.load("x", at), build.cast(bits, bf16)))
+    artifact = compiled(build, arch, **blocks)
+    text = resources._run("nvdisasm", ["-c"], artifact.cubin)
+    products = len(re.findall(r"IMAD\.(?:WIDE|HI)\.U32 ", text))
+    assert artifact.spills == artifact.shared == 0
+    assert 16 * calls <= products <= 24 * calls, products
 
 
 @pytest.mark.parametrize("looped", [False, True])

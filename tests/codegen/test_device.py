@@ -14,7 +14,7 @@ from fusec.ir.kernels import KernelSource
 from fusec.ir.ops import OPS
 from fusec.ir.types import Role
 from fusec.kernels import device
-from tests.codegen.plans import Build, evaluate, generate, run
+from tests.codegen.plans import Build, check, evaluate, generate, run
 from tests.codegen.test_ops import BITS, FLOATS, INT_ONLY, INTS, POINTWISE, pairs, pointwise
 
 f32, f64, i64 = torch.float32, torch.float64, torch.int64
@@ -53,16 +53,54 @@ def test_unary(op: str, dtype: torch.dtype) -> None:
     compare(pointwise(op, x), tolerance, tolerance, a0=x)
 
 
-@pytest.mark.parametrize("step", [1, (1 << 33) + 7])
-def test_philox(step: int) -> None:
-    """The Triton of the helper gives the bits of its twin on PyTorch tensors; counters of 32 bits and of 64."""
-    build, n = Build(x=1000), 1000
+def random_bits(position: dict[str, int], looped: bool = False, **dims: int | tuple[int, ...]) -> Build:
+    """Four words at every point of a tile; position: the strides of the elements' positions."""
+    build = Build(looped=looped, **dims)
+    shape = tuple(int(a.extent) for a in build.axes)  # type: ignore[arg-type]
+    strides = torch.empty(shape, device="meta").stride()
+    at = build.index(**{a.name: s for a, s in zip(build.axes, strides, strict=True)})
     build.buffer("seeds", i64, (2,))
-    seed, index = build.load("seeds", build.index(offset=1)), build.position(build.index(x0=step))
+    seed, index = build.load("seeds", build.index(offset=1)), build.position(build.index(**position))
     for word in range(4):
-        build.buffer(f"out{word}", torch.int32, (n,), Role.OUTPUT)
+        build.buffer(f"out{word}", torch.int32, shape, Role.OUTPUT)
         bits = build._add("philox", (seed, index, build.const(word, i64)), torch.int32)
-        build.store(f"out{word}", build.index(x0=1), bits)
+        build.store(f"out{word}", at, bits)
+    return build
+
+
+NEIGHBOURS = [
+    random_bits({"x0": 1}, x=1000),
+    random_bits({"x0": 1}, x=3),
+    random_bits({"x0": 1}, x=17),
+    random_bits({"x0": 1, "offset": 1 << 30}, x=4097),
+    random_bits({"x0": 12, "x1": 1}, x=(5, 12)),
+    random_bits({"x0": 37, "x1": 1}, x=(5, 37)),
+    random_bits({"x0": 20, "r0": 1}, x=6, r=20),
+    random_bits({"x0": 64, "r0": 1}, looped=True, x=6, r=64),
+    random_bits({"x0": 40, "r0": 1, "offset": 8}, looped=True, x=6, r=40),
+    random_bits({"x0": 1, "r0": 12}, looped=True, x=12, r=37),
+    random_bits({"y0": 1, "x0": 16}, y=16, x=9),
+    random_bits({"y0": 16, "x0": 1 << 34, "r0": 1}, y=3, x=5, r=16),
+]
+APART = [
+    random_bits({"x0": 2}, x=1000),
+    random_bits({"x0": (1 << 33) + 7}, x=1000),
+    random_bits({"x0": 1, "offset": 2}, x=1000),
+    random_bits({"x0": 1, "x1": 5}, x=(5, 12)),
+    random_bits({"x0": 37, "r0": 1}, x=6, r=37),
+    random_bits({"x0": 37, "r0": 1}, looped=True, x=6, r=37),
+    random_bits({"x0": 1, "r0": 6}, looped=True, x=6, r=40),
+    random_bits({"x0": 4}, x=6, r=40),
+]
+
+
+@pytest.mark.parametrize(
+    ("function", "build"), [("philox_neighbours", b) for b in NEIGHBOURS] + [("philox", b) for b in APART]
+)
+def test_philox(function: str, build: Build) -> None:
+    """The Triton of both helpers, and their twins, give the bits of the function on PyTorch tensors."""
+    text = check(build, rtol=0.0, atol=0.0, seeds=torch.tensor([5, -(1 << 62) + 12345]))
+    assert set(re.findall(r"device\.(philox\w*)", text)) == {function}
     compare(build, 0.0, seeds=torch.tensor([5, -(1 << 62) + 12345]))
 
 

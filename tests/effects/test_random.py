@@ -26,11 +26,36 @@ def seeded(fn: Callable[..., Any], *args: Any, seed: int = 7) -> Any:
     return fn(*args)
 
 
-def test_philox_is_the_published_one() -> None:
-    """The known answer of Random123 for key 0 and counter 0."""
-    at = torch.tensor(0)
-    words = [f"{int(philox(at, at, w)) & 0xFFFFFFFF:08x}" for w in range(4)]
-    assert words == ["6627e8d5", "e169c58d", "bc57ac4c", "9b00dbd8"]
+def block(counter: tuple[int, int, int, int], key: int) -> list[int]:
+    """Philox4x32-10 in Python's integers."""
+    a, b, c, d = counter
+    for step in range(10):
+        k0, k1 = ((key >> 32 * half) + step * weyl for half, weyl in enumerate((0x9E3779B9, 0xBB67AE85)))
+        p, q = a * 0xD2511F53, c * 0xCD9E8D57
+        a, b, c, d = (x & 0xFFFFFFFF for x in ((q >> 32) ^ b ^ k0, q, (p >> 32) ^ d ^ k1, p))
+    return [a, b, c, d]
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "answer"),
+    [
+        ((0, 0, 0, 0), 0, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ((0xFFFFFFFF,) * 4, (1 << 64) - 1, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), 0x299F31D0A4093822, "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ],
+)
+def test_the_blocks_are_the_published_ones(counter: tuple[int, int, int, int], key: int, answer: str) -> None:
+    """Known answers of Random123."""
+    assert " ".join(f"{word:08x}" for word in block(counter, key)) == answer
+
+
+@pytest.mark.parametrize("seed", [0, 5, -12345678901234567])
+def test_four_neighbours_share_a_block(seed: int) -> None:
+    for index in (0, 1, 2, 3, 4, 1001, (1 << 35) + 2, (1 << 62) + 7):
+        for word in range(4):
+            counter = (index // 4 & 0xFFFFFFFF, index >> 34, word, 0)
+            got = int(philox(torch.tensor(seed), torch.tensor(index), word)) & 0xFFFFFFFF
+            assert got == block(counter, seed & (1 << 64) - 1)[index % 4]
 
 
 def test_a_call_is_reproduced_by_its_seed_and_by_a_saved_state() -> None:
@@ -69,6 +94,23 @@ def test_numbers_do_not_depend_on_strides_or_on_the_kernel() -> None:
     torch.testing.assert_close(total, plain.sum(0))
 
 
+@pytest.mark.parametrize("size", [(1,), (3,), (17,), (1000,), (4097,), (3, 1), (5, 12), (7, 13), (2, 3, 20)])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_every_size_and_layout_gives_the_same_numbers(size: tuple[int, ...], dynamic: bool) -> None:
+    """Where neighbours lie side by side in a tile and where they do not: the numbers of the ops run by PyTorch."""
+
+    def draw(x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.rand_like(x) + 0 * x, torch.randint_like(x, 1 << 40, dtype=torch.int64)
+
+    backwards = torch.zeros(size[::-1]).permute(*reversed(range(len(size))))
+    sliced = torch.zeros(*size[:-1], 2 * size[-1])[..., ::2]
+    (graph,) = capture(draw, torch.zeros(size))
+    want = seeded(graph.graph_module, torch.zeros(size))
+    for x in (torch.zeros(size), backwards, sliced):
+        got = seeded(fusec.compile(draw, dynamic=dynamic, options=STRICT), x)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(got, want, strict=True))
+
+
 def test_a_graph_that_runs_eagerly_draws_the_same_numbers() -> None:
     def draw(x: Tensor) -> tuple[Tensor, ...]:
         whole = torch.randint(-3, 12, (5, 9), device=x.device)
@@ -93,6 +135,20 @@ def test_residual_dropout_norm_is_one_kernel() -> None:
     x = torch.randn(8, 64)
     found = fusec.explain(norm_of_dropped)(x, x, torch.ones(64))
     assert len(found.kernels) == 1
+
+
+@pytest.mark.parametrize("size", [(6, 64), (6, 37), (37, 6)])
+def test_rows_and_columns_drop_the_same(size: tuple[int, int]) -> None:
+    """Forward normalizes rows; backward also sums over rows, with neighbours along another dimension of its tile."""
+
+    def fn(x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        dropped = F.dropout(x + bias, 0.5)
+        return dropped, F.layer_norm(dropped, size[1:])
+
+    x, bias = torch.rand(size, requires_grad=True), torch.rand(size[1:], requires_grad=True)
+    dropped, _ = fusec.compile(fn, options=STRICT)(x, bias)
+    by_x, by_bias = torch.autograd.grad(dropped.sum(), (x, bias))
+    assert torch.equal(by_x, torch.where(dropped == 0, 0.0, 2.0)) and torch.equal(by_bias, by_x.sum(0))
 
 
 def test_forward_and_backward_drop_the_same_and_no_mask_is_kept() -> None:
