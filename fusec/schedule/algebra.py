@@ -370,8 +370,24 @@ def _exact(source: torch.dtype, target: torch.dtype) -> bool:
     return torch.iinfo(target).min <= low and high <= torch.iinfo(target).max
 
 
+def _holds(body: Body, dtype: torch.dtype, name: str) -> bool:
+    """True when rounding the value to the dtype changes nothing: it picks between values that the dtype holds."""
+    instr = body.defs[name]
+    if instr.op == "cast":
+        source = body.defs[instr.args[0]].dtype
+        return _exact(source, instr.dtype) and _exact(source, dtype)
+    value = body.literal(name)
+    if value is not None:
+        with real_tensors():
+            return bool(_scalar(value, dtype).item() == value)
+    return instr.op in ("maximum", "minimum") and all(_holds(body, dtype, a) for a in instr.args)
+
+
 def _cast(body: Body, instr: Instr) -> str | Instr | None:
-    """cast:d(x:d) -> x;  cast:c(cast:b(x:a)) -> cast:c(x) if b holds every value of a;  cast(const) -> const"""
+    """cast:d(x:d) -> x;  cast:c(cast:b(x:a)) -> cast:c(x) if b holds every value of a;  cast(const) -> const
+
+    cast:c(cast:b(x:c)) -> x if b holds x;  cast:c(where(m, cast:b(x:c), k)) -> where(m, x, cast:c(k)) likewise
+    """
     inner = body.defs[instr.args[0]]
     if inner.dtype is instr.dtype:
         return inner.out
@@ -382,6 +398,16 @@ def _cast(body: Body, instr: Instr) -> str | Instr | None:
             return _const(instr, _scalar(value, inner.dtype).to(instr.dtype).item())
     if inner.op == "cast" and _exact(body.defs[inner.args[0]].dtype, inner.dtype):
         return replace(instr, args=inner.args)
+    if not inner.dtype.is_floating_point or not instr.dtype.is_floating_point:
+        return None
+    if inner.op == "cast" and body.defs[inner.args[0]].dtype is instr.dtype:
+        return inner.args[0] if _holds(body, inner.dtype, inner.args[0]) else None
+    if inner.op == "where" and body.literal(inner.args[2]) is not None:
+        condition, chosen, other = inner.args
+        rounded = body.defs[chosen]
+        if rounded.op == "cast" and _holds(body, inner.dtype, rounded.args[0]):
+            wide = (body.emit(replace(instr, out=body.fresh(), args=(a,))) for a in (chosen, other))
+            return replace(instr, op="where", args=(condition, *wide))
     return None
 
 

@@ -176,6 +176,23 @@ def test_a_rounding_cast_stays() -> None:
     assert len(simplified(body)) == 4
 
 
+def test_rounding_what_is_picked_from_narrow_values_disappears() -> None:
+    relu = "%0:bf16 = load x[p0]\n%1:f32 = cast %0\n%2:f32 = const 0.0\n%3:f32 = maximum %1, %2\n"
+    body = relu + "%4:bf16 = cast %3\n%5:f32 = cast %4\nstore y[p0], %5"
+    assert simplified(body, "bf16") == [*relu.splitlines(), "store y[p0], %3"]
+    masked = "%4:bf16 = cast %3\n%5:bool = gt %1, %2\n%6:bf16 = const -inf\n%7:bf16 = where %5, %4, %6\n"
+    lines = simplified(relu + masked + "%8:f32 = cast %7\nstore y[p0], %8", "bf16")
+    assert sum("cast" in line for line in lines) == 1, lines
+
+
+@pytest.mark.parametrize(
+    "line", ["%3:f32 = mul %1, %2", "%3:f32 = maximum %1, %2"], ids=["a product", "a constant that is not narrow"]
+)
+def test_rounding_what_is_computed_stays(line: str) -> None:
+    body = f"%0:bf16 = load x[p0]\n%1:f32 = cast %0\n%2:f32 = const 0.1\n{line}\n"
+    assert len(simplified(body + "%4:bf16 = cast %3\n%5:f32 = cast %4\nstore y[p0], %5", "bf16")) == 7
+
+
 @pytest.mark.parametrize(
     ("narrow", "wide", "goes"),
     [
