@@ -4,7 +4,7 @@
 
 Where there is no GPU it says so in one line. Tests run side by side. Then every case of the benchmark has a process of
 its own (bench/gpu_case.py): a few at a time they compile and check, and those that are ready are timed one after the
-other. What was measured when the budget ends is kept, in bench/results/gpu-<device>.json and on the screen.
+other. What was measured when the budget ends is kept, in bench/results/gpu-<device>.json, .md and .svg.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from bench import page
 from bench.budget import Budget, seconds
 from bench.gpu_case import READY
 from bench.schema import Result, Row, device_name
@@ -235,6 +236,7 @@ def report(path: Path, tests: dict[str, Any]) -> int:
         return 1
     result = Result.read(path)
     replace(result, extra={**result.extra, "tests": tests}).write(path)
+    page.write(path)
     print(timings(result))
     print(f"{result.device}, torch {result.versions['torch']}, triton {result.versions['triton']}, {result.date}")
     if tests:

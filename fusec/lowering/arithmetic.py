@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fusec.lowering.builder import NestBuilder, Value
+from fusec.lowering.builder import NestBuilder, Value, compute_dtype
 from fusec.lowering.context import Context
 from fusec.lowering.numbers import Number
 from fusec.lowering.pointwise import Formula, emit, operand, pointwise
@@ -143,9 +143,19 @@ def mul(nest: NestBuilder, a: Value, b: Value) -> Value:
     return a & b if a.dtype is torch.bool else a * b
 
 
-@pointwise(aten.div.Tensor, aten.div.Scalar, aten.true_divide, operands=2, kind=Kind.INT_TO_FLOAT)
 def div(nest: NestBuilder, a: Value, b: Value) -> Value:
     return a / b
+
+
+@lowering(aten.div.Tensor, aten.div.Scalar, aten.true_divide)
+def true_divide(ctx: Context, a: Ref | Number, b: Ref | Number) -> Ref:
+    """a / b; by a number, eager mode on CUDA multiplies with the reciprocal, which rounds otherwise."""
+    if ctx.device != "cpu" and isinstance(a, Ref) and isinstance(b, int | float):
+        dtype = compute_dtype(common_dtype((a, b), Kind.INT_TO_FLOAT))
+        inverse = torch.ones((), dtype=dtype).div(torch.tensor(b, dtype=dtype)).item()
+        if inverse and math.isfinite(inverse):
+            return emit(ctx, mul, (a, inverse), (), {}, Kind.INT_TO_FLOAT)
+    return emit(ctx, div, (a, b), (), {}, Kind.INT_TO_FLOAT)
 
 
 def divided(nest: NestBuilder, a: Value, b: Value, rounding_mode: str) -> Value:

@@ -290,3 +290,16 @@ def test_strides_of_extent_one_are_free():
     x = Ref.whole("x", torch.float32, (1, 5), (5, 1), "cpu")
     assert x.tensor_view((99, 1)).strides == (99, 1)
     assert x.tensor_view().strides == (5, 1)
+
+
+def test_cuda_divides_by_a_number_as_eager_mode_does_there() -> None:
+    """It multiplies with the reciprocal in float32: an 8-bit float may round to its other neighbour otherwise."""
+
+    def scaled(x: torch.Tensor) -> torch.Tensor:
+        return x / 448.0
+
+    (nest,) = on_cuda(scaled, (8,)).nodes
+    (factor,) = (i for i in nest.body if i.op == "const")
+    assert [i.op for i in nest.body if i.op in ("mul", "div")] == ["mul"]
+    assert factor.attr("value") == (torch.tensor(1.0) / torch.tensor(448.0)).item()
+    assert any(i.op == "div" for n in on_cuda(lambda x: x / 0.0, (8,)).nodes for i in n.body), "infinity has no digits"

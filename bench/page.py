@@ -1,0 +1,137 @@
+"""A measured GPU file as a page and as a picture.
+
+    python -m bench.page bench/results/gpu-nvidia-h200.json     # writes .md and .svg beside it
+
+Enters: a Result of bench.gpu. Leaves: a Markdown table, a line a case, and a picture of the same: how much quicker than
+torch.compile each case is, and how near to a clone that moves as many bytes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import geometric_mean
+from typing import Any
+
+from bench.schema import Result, Row
+from bench.table import Cell, markdown
+from bench.training import EVERY
+
+PEER, OURS = "torch.compile", "fusec"
+HEADERS = ("case", "what", "eager us", "torch.compile us", "fusec us", "torch.compile / fusec", "Liger us",
+           "of a clone's bandwidth", "host us, torch.compile", "host us, fusec", "first call s, torch.compile",
+           "first call s, fusec", "error")  # fmt: skip
+NOTES = """\
+Times are medians on the device of interleaved runs in one process, caches cold, without the gaps in which it waits for
+the host; the host's time of a call is beside them, measured while up to two other cases compiled. First calls compile
+beside fifteen other cases, on 16 cores, with empty caches. torch.compile runs with its defaults. The clone copies as
+many bytes as inputs and outputs have; a training step must also save what its backward reads again, and a model does
+matrix products, so their shares cannot reach 1. Error: the largest difference from eager over the largest value.
+"""
+
+
+def by_case(result: Result) -> dict[str, dict[str, Row]]:
+    cases: dict[str, dict[str, Row]] = {}
+    for row in result.rows:
+        cases.setdefault(row.case, {})[row.variant] = row
+    return cases
+
+
+def speedup(rows: Mapping[str, Row]) -> float | None:
+    """torch.compile's time over fusec's."""
+    peer, ours = (rows[v].median_us if v in rows else None for v in (PEER, OURS))
+    return peer / ours if peer and ours else None
+
+
+def page(result: Result, picture: str = "") -> str:
+    """The whole file as Markdown."""
+    cases = by_case(result)
+    found = [s for s in map(speedup, cases.values()) if s is not None]
+    lines = [f"# {result.device}", "", NOTES]
+    if found:
+        lines.append(
+            f"Against torch.compile over {len(found)} cases: {geometric_mean(found):.2f} times as quick in the "
+            f"geometric mean, {min(found):.2f} to {max(found):.2f}."
+        )
+    if picture:
+        lines += ["", f"![torch.compile's time over fusec's, case by case]({picture})"]
+    lines += ["", markdown(HEADERS, [_cells(name, rows) for name, rows in cases.items()]), "", result.made_by]
+    tests = result.extra.get("tests")
+    if tests:
+        lines.append(f"GPU tests in the same run: {tests['summary']}.")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(name: str, rows: Mapping[str, Row]) -> list[Cell]:
+    def of(variant: str, field: str, digits: int) -> Cell:
+        value = getattr(rows[variant], field) if variant in rows else None
+        return None if value is None else f"{value:.{digits}f}"
+
+    ours = rows.get(OURS)
+    gain = speedup(rows)
+    return [
+        name,
+        EVERY[name].text if name in EVERY else "",
+        *(of(v, "median_us", 1) for v in ("eager", PEER, OURS)),
+        None if gain is None else f"{gain:.2f}",
+        of("liger", "median_us", 1),
+        of(OURS, "share", 2),
+        *(of(v, "host_us", 0) for v in (PEER, OURS)),
+        *(of(v, "first_s", 1) for v in (PEER, OURS)),
+        "" if ours is None or ours.error is None else f"{ours.error:.1e}",
+    ]
+
+
+def draw(result: Result, path: Path) -> None:
+    """Bars of torch.compile's time over fusec's, and beside them both shares of the clone's bandwidth."""
+    from matplotlib.figure import Figure
+
+    cases = [(n, r, s) for n, r in by_case(result).items() if (s := speedup(r)) is not None]
+    places = list(range(len(cases)))[::-1]
+    figure = Figure(figsize=(10, 0.27 * len(cases) + 1.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    gains = [s for _, _, s in cases]
+    colours = ["#2a6f97" if s >= 0.98 else "#bc4b51" for s in gains]
+    left.barh(places, [s - 1 for s in gains], left=1, color=colours, height=0.7)
+    left.axvline(1, color="black", linewidth=0.8)
+    left.set_xscale("log")
+    ticks = [t for t in (0.25, 0.5, 1, 1.5, 2, 3, 4, 6) if min(gains) * 0.9 <= t <= max(gains) * 1.1]
+    left.set_xticks(ticks, [f"{t:g}x" for t in ticks])
+    left.minorticks_off()
+    for place, gain in zip(places, gains, strict=True):
+        left.annotate(f" {gain:.2f} ", (gain, place), va="center", ha="left" if gain >= 1 else "right", fontsize=7)
+    left.margins(x=0.12)
+    left.set_ylim(-1, len(cases))
+    left.set_yticks(places, [n for n, _, _ in cases], fontsize=8)
+    left.set_title("time of torch.compile / time of fusec", fontsize=10)
+    small = [(p, r) for p, (n, r, _) in zip(places, cases, strict=True) if not EVERY[n].whole]
+    for variant, colour in ((PEER, "#9aa5b1"), (OURS, "#2a6f97")):
+        shares: list[tuple[float, Any]] = [(r[variant].share or 0.0, p) for p, r in small if variant in r]
+        right.plot([s for s, _ in shares], [p for _, p in shares], "o", color=colour, label=variant, markersize=5)
+    for place, rows in small:
+        right.plot([rows[PEER].share or 0.0, rows[OURS].share or 0.0], [place, place], color="#c8d0d8", zorder=0)
+    right.set_xlim(0, 1.1)
+    right.axvline(1, color="black", linewidth=0.8)
+    right.set_title("share of a clone's bandwidth", fontsize=10)
+    right.legend(fontsize=8, loc="lower left")
+    figure.suptitle(
+        f"{result.device}, torch {result.versions['torch']}, triton {result.versions['triton']}", fontsize=11
+    )
+    figure.savefig(path)
+
+
+def write(path: Path) -> None:
+    """The page and, where matplotlib is installed, the picture of a result file, beside it."""
+    result = Result.read(path)
+    picture = path.with_suffix(".svg")
+    try:
+        draw(result, picture)
+    except ImportError:
+        picture.unlink(missing_ok=True)
+    path.with_suffix(".md").write_text(page(result, picture.name if picture.exists() else ""))
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        write(Path(name))
