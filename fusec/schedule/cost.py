@@ -17,7 +17,7 @@ from fusec.ir.analysis import instr_axes, varying
 from fusec.ir.index import as_int
 from fusec.ir.kernels import KernelCost
 from fusec.ir.ops import OPS
-from fusec.ir.types import Axis, Buffer, Instr, LoopNest
+from fusec.ir.types import Access, Axis, Buffer, Instr, LoopNest
 from fusec.schedule.online import online_sums
 from fusec.schedule.phases import split_phases
 from fusec.schedule.predicted import predicted_buffers, predicted_nest
@@ -54,7 +54,7 @@ ACROSS = 8  # times the seconds a byte takes when a row is read with a stride: g
 SECTOR = 32  # bytes that memory hands out at least
 SHORT_RUN = 8
 REREAD = 0.5  # a second pass over a row mostly hits L2
-STEP = 0.7e-6  # seconds from a load to a row's sum
+LOAD, SUM = 0.5e-6, 0.1e-6  # seconds that a program waits for what it loads, and for a sum over its threads
 HELD_POINTS, HELD_VALUES = 8192, 40960  # of a tile that is held: points, and live values at all of them
 
 
@@ -94,11 +94,15 @@ def _estimate(
     table = dict(buffers)
     moved = traffic(body, axes, table)
     read, written = moved.bytes_read(table), moved.bytes_written(table)
-    passes = _passes(body, axes, {name: n * table[name].itemsize for name, n in moved.read.items()})
-    flops = _instructions(body, axes)
+    shape = reduced_shape(body, axes)
+    assert isinstance(shape, ReducedShape), shape
+    phases = _phases(body, axes, shape)
+    passes = _passes(phases, {name: n * table[name].itemsize for name, n in moved.read.items()})
+    flops = _instructions(tuple(i for phase in phases for i in phase), axes)
     registers = 24 + 8 * max_live(body, axes)
+    walking = _walking(phases, body, axes, shape)
     strided = (ACROSS - 1) * bytes_across(LoopNest("", axes, body), table)
-    prices = _prices(LoopNest("", axes, body), read, written + strided, flops, passes, device)
+    prices = _prices(LoopNest("", axes, body), read, written + strided, flops, passes, walking, device)
     seconds = min(prices.whole_rows, prices.split_rows)
     return KernelCost(read, written, sum(passes), flops, registers, seconds), prices
 
@@ -115,7 +119,7 @@ def bytes_across(nest: LoopNest, table: Mapping[str, Buffer]) -> int:
     along: dict[str, int] = {}
     for weight, access in accesses:
         unit = unit_axis_of(access, nest.axes)
-        if unit is not None and extents[unit] >= SHORT_RUN:
+        if unit is not None and _contiguous(access, extents) >= SHORT_RUN:
             along[unit] = along.get(unit, 0) + weight
     if not along:
         return 0
@@ -125,21 +129,29 @@ def bytes_across(nest: LoopNest, table: Mapping[str, Buffer]) -> int:
     return sum(strided)
 
 
-def _passes(body: tuple[Instr, ...], axes: tuple[Axis, ...], reads: Mapping[str, int]) -> list[int]:
-    """Bytes that each pass reads: one pass while a row fits into registers, else one a phase over what is looped.
+def _contiguous(access: Access, extents: Mapping[str, int]) -> int:
+    """Elements that lie side by side, over all axes: 49 of x[49*p + 7*i + j], i<7, j<7."""
+    strides = {abs(stride_of(access.index, axis, extents)): extent for axis, extent in extents.items()}
+    run = 1
+    while run in strides and strides[run] > 1:
+        run *= strides[run]
+    return run
 
-    reads: distinct bytes of each buffer.
-    """
-    shape = reduced_shape(body, axes)
-    assert isinstance(shape, ReducedShape), shape
+
+def _phases(body: tuple[Instr, ...], axes: tuple[Axis, ...], shape: ReducedShape) -> tuple[tuple[Instr, ...], ...]:
+    """The passes over what is looped; one where registers suffice for a row, or for all rows of a program."""
     if shape.loop:
         once = column_use(body, axes, shape.loop) is not Use.AGAIN or held_at_once(body, axes, shape)
     else:
         once = _points(shape.whole, axes) <= PERSISTENT_LIMIT
-    if once:
-        return [sum(reads.values())]
     looped = shape.loop or shape.whole
-    phases = split_phases(online_sums(body, axes, looped), axes, looped)
+    return (body,) if once else split_phases(online_sums(body, axes, looped), axes, looped)
+
+
+def _passes(phases: Sequence[Sequence[Instr]], reads: Mapping[str, int]) -> list[int]:
+    """Bytes that each phase reads. reads: distinct bytes of each buffer."""
+    if len(phases) == 1:
+        return [sum(reads.values())]
     loaded = [{i.access.buffer for i in p if i.op == "load" and i.access is not None} for p in phases]
     return [sum(reads.get(name, 0) for name in names) for names in loaded if names]
 
@@ -154,8 +166,10 @@ def _points(names: Set[str], axes: Sequence[Axis]) -> int:
     return prod(as_int(a.extent) or 1 for a in axes if a.name in names)
 
 
-def _prices(nest: LoopNest, read: int, written: int, flops: int, passes: Sequence[int], device: DeviceModel) -> _Prices:
-    """passes: bytes that each pass over the rows reads."""
+def _prices(
+    nest: LoopNest, read: int, written: int, flops: int, passes: Sequence[int], walking: float, device: DeviceModel
+) -> _Prices:
+    """passes: bytes that each pass over the rows reads. walking: seconds of a program's steps."""
     shape = reduced_shape(nest.body, nest.axes)
     assert isinstance(shape, ReducedShape), shape
     rows = prod(as_int(a.extent) or 1 for a in nest.axes if a.name not in shape.axes)
@@ -168,7 +182,7 @@ def _prices(nest: LoopNest, read: int, written: int, flops: int, passes: Sequenc
     else:
         programs = rows
     work = work / min(1.0, programs / device.multiprocessors)
-    whole = device.launch + max(work, _walking(nest, shape, len(passes)))
+    whole = device.launch + max(work, walking)
     if not shape.axes or shape.loop or nest.scans or programs >= device.multiprocessors:
         return _Prices(whole)
     # A reduction with few rows can be split: two launches a pass, at full speed.
@@ -176,18 +190,19 @@ def _prices(nest: LoopNest, read: int, written: int, flops: int, passes: Sequenc
     return _Prices(whole, 2 * max(len(passes), 1) * device.launch + fast)
 
 
-def _walking(nest: LoopNest, shape: ReducedShape, passes: int) -> float:
+def _walking(
+    phases: Sequence[Sequence[Instr]], body: tuple[Instr, ...], axes: tuple[Axis, ...], shape: ReducedShape
+) -> float:
     """Seconds that a program waits which walks over its rows and goes on from what they add up to.
 
-    At each step it waits for memory, then for the sum of a row.
+    At each step it waits for memory, then for the sums of rows, one after the other.
     """
-    use = column_use(nest.body, nest.axes, shape.loop) if shape.loop else Use.NONE
+    use = column_use(body, axes, shape.loop)
     if use is Use.NONE:
         return 0.0
-    if held_at_once(nest.body, nest.axes, shape):
-        return STEP
-    rows, columns = _points(shape.loop, nest.axes), _points(shape.whole, nest.axes)
-    return max(passes, 1) * rows / rows_at_once(rows, columns, use) * STEP
+    rows, columns = _points(shape.loop, axes), _points(shape.whole, axes)
+    steps = 1.0 if held_at_once(body, axes, shape) else rows / rows_at_once(rows, columns, use)
+    return steps * sum(LOAD + SUM * sum(not shape.loop.issuperset(i.reduced_axes) for i in p) for p in phases)
 
 
 def _instructions(body: Sequence[Instr], axes: Sequence[Axis]) -> int:

@@ -6,7 +6,7 @@ import pytest
 
 from fusec.ir.kernels import KernelCost
 from fusec.ir.types import LoopNest
-from fusec.schedule.cost import DEVICES, device_model, estimate, max_live, splitting_pays
+from fusec.schedule.cost import DEVICES, bytes_across, device_model, estimate, max_live, splitting_pays
 from tests.schedule.nests import program
 
 SM_90 = DEVICES["sm_90"]
@@ -55,6 +55,42 @@ def test_a_row_too_long_for_registers_is_asked_for_twice() -> None:
     short, long = rows(1024, 16384), rows(1024, 16385)
     assert (short.requested_bytes, long.requested_bytes) == (short.bytes_read, 2 * long.bytes_read)
     assert long.seconds > 1.2 * short.seconds
+
+
+@pytest.mark.parametrize(("operand", "across"), [("49*p0 + 7*q0 + r0", 0), ("p0 + 256*q0 + 1792*r0", 4 * 256 * 49)])
+def test_lanes_lie_along_a_row_of_several_short_axes(operand: str, across: int) -> None:
+    """y[p, i, j] = (x - sum over i, j of x) * w[p], i and j below 7: only an x with p innermost is read across."""
+    body = f"%0:f32 = load x[{operand}]\n%1:f32 = sum %0 over q0, r0\n%2:f32 = sub %0, %1\n%3:f32 = load w[p0]\n"
+    body += "%4:f32 = mul %2, %3\nstore y[49*p0 + 7*q0 + r0], %4"
+    x = "f32[256, 7, 7]"
+    nest, table = nest_of(body, "p0<256, q0<7, r0<7", x=x, y=x, w="f32[256]")
+    assert bytes_across(nest, table) == across
+
+
+SUMS = "%0:f32 = load x[{n}*p0 + {r}*q0 + r0]\n%1:f32 = sum %0 over r0\n%2:f32 = sum %1 over q0\n"
+
+
+def sums_of_sums(rows: int, columns: int, use: str) -> KernelCost:
+    """200 programs that sum their rows and then these sums."""
+    n, sizes = rows * columns, f"f32[200, {rows}, {columns}]"
+    body = SUMS.format(n=n, r=columns) + use.format(n=n, r=columns)
+    nest, table = nest_of(body, f"p0<200, q0<{rows}, r0<{columns}", x=sizes, y=sizes, t="f32[200]")
+    return estimate(nest, table, SM_90)
+
+
+AGAIN, STORED = "%3:f32 = sub %0, %2\nstore y[{n}*p0 + {r}*q0 + r0], %3", "store t[p0], %2"
+
+
+def test_rows_that_need_the_sum_of_all_are_read_and_computed_with_again_unless_they_are_held() -> None:
+    held, walked, once = sums_of_sums(4, 64, AGAIN), sums_of_sums(16, 1024, AGAIN), sums_of_sums(16, 1024, STORED)
+    assert (held.requested_bytes, walked.requested_bytes) == (held.bytes_read, 2 * walked.bytes_read)
+    assert once.requested_bytes == once.bytes_read == walked.bytes_read and walked.flops > once.flops
+
+
+def test_each_step_of_a_walk_that_is_waited_for_takes_its_time() -> None:
+    thin, wide = sums_of_sums(4096, 8, AGAIN), sums_of_sums(8, 4096, AGAIN)
+    assert thin.bytes_read == wide.bytes_read and thin.seconds > 5 * wide.seconds
+    assert sums_of_sums(4096, 8, STORED).seconds < sums_of_sums(8, 4096, AGAIN).seconds
 
 
 def test_fewer_rows_of_the_same_size_are_slower() -> None:

@@ -1,0 +1,93 @@
+"""Functions whose rows need what their columns add up to, and the other way round: one launch, and eager's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fusec
+from fusec.codegen.kernel import generate_kernel
+from fusec.config import Config
+from fusec.ir.kernels import KernelPlan, Schedule
+from fusec.lowering import lower
+from fusec.runtime.build import compile_request
+from fusec.runtime.compiler import compile_kernel
+from fusec.schedule import schedule, simplify
+from tests.property.harness import trace
+
+
+def sinkhorn(x: Tensor) -> Tensor:
+    x = x.exp()
+    for _ in range(3):
+        x = x / x.sum(-1, keepdim=True)
+        x = x / x.sum(-2, keepdim=True)
+    return x
+
+
+def both_norms(x: Tensor) -> Tensor:
+    columns = F.layer_norm(x.transpose(-1, -2), (x.shape[-2],)).transpose(-1, -2)
+    return F.layer_norm(columns, (x.shape[-1],))
+
+
+def response_norm(x: Tensor) -> Tensor:
+    """Woo et al., "ConvNeXt V2": channels of x f32[n, c, p] scaled by their share of the response."""
+    response = x.norm(dim=-1, keepdim=True)
+    return x * (response / (response.mean(dim=1, keepdim=True) + 1e-6)) + x
+
+
+def least(x: Tensor) -> tuple[Tensor, Tensor]:
+    sums = x.sum(-1)
+    return sums.argmin(-1), x - sums.amin(-1).reshape(-1, 1, 1)
+
+
+PATTERNS: dict[str, Callable[[Tensor], Tensor | tuple[Tensor, ...]]] = {
+    "sinkhorn": sinkhorn,
+    "two_softmaxes": lambda x: torch.softmax(torch.softmax(x, -1), -2),
+    "both_norms": both_norms,
+    "response_norm": response_norm,
+    "attention_of_channels": lambda x: x * torch.softmax(x.mean(-1), -1).unsqueeze(-1),
+    "least": least,
+}
+SIZES = ((3, 17, 33), (140, 9, 1000), (2, 5, 1), (1, 64, 64), (40, 3, 4097))
+
+
+def scheduled(fn: Callable[..., object], shape: tuple[int, ...]) -> Schedule:
+    config = Config(target="sm_90")
+    return schedule(simplify(lower(trace(fn, torch.empty(shape, device="meta")), config), config), config)
+
+
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("name", PATTERNS)
+def test_answers_are_eagers(name: str, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    x[0, 0, 0] = float("nan") if name == "two_softmaxes" and shape[0] > 2 else 0.0
+    got, want = fusec.compile(PATTERNS[name], options={"strict": True})(x), PATTERNS[name](x)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", [(256, 16, 64), (256, 17, 33), (256, 9, 1000), (256, 7, 4097)])
+@pytest.mark.parametrize("name", PATTERNS)
+def test_one_launch_reads_once_and_does_not_spill(name: str, shape: tuple[int, ...]) -> None:
+    steps = scheduled(PATTERNS[name], shape)
+    (plan,) = steps.steps
+    assert isinstance(plan, KernelPlan) and plan.cost.bytes_read == 4 * torch.Size(shape).numel()
+    source = generate_kernel(plan, steps.table, Config(target="sm_90"))
+    artifact = compile_kernel(compile_request(source, source.tile, 90))
+    assert artifact.spills == 0, source.text
+
+
+def test_many_walks_over_the_same_rows_are_several_launches() -> None:
+    """Each walk computes again what the earlier ones left at its rows."""
+
+    def long_sinkhorn(x: Tensor) -> Tensor:
+        for _ in range(16):
+            x = x / x.sum(-1, keepdim=True)
+            x = x / x.sum(-2, keepdim=True)
+        return x
+
+    held, walked = (scheduled(long_sinkhorn, shape).steps for shape in ((256, 64, 64), (256, 10, 1000)))
+    assert (len(held), len(walked) > 1) == (1, True)
