@@ -512,20 +512,20 @@ def sum_exp_of(ctx: Context, x: Ref, split: Split, shift: Ref, out: Ref, finish:
 
 @lowering(aten.logsumexp.default)
 def logsumexp(ctx: Context, x: Ref, dim: Dims, keepdim: bool = False) -> Ref:
-    """max + log(sum(exp(x - max))), where an infinite max counts as 0: a row of -inf gives -inf, not NaN."""
+    """max + log(sum(exp(x - max))), and an infinite max as it is: where the sum has no value, a row of -inf gives -inf.
+
+    The sum is softmax's own, so that long rows take both in one pass.
+    """
     require_floating(x)
     split, out = Split.of(x, dim), ctx.result()
     dtype = compute_dtype(x.dtype)
     if as_int(split.count) == 0:
         return reduce_rows(ctx, split, "max", lambda nest, where: nest.const(0, dtype), dtype, out)
-
-    def finite(nest: NestBuilder, value: Value) -> Value:
-        return nest.where(nest.op("isinf", value), 0, value)
-
-    shift = max_of(ctx, x, split, finite)
+    shift = max_of(ctx, x, split)
 
     def finish(nest: NestBuilder, total: Value) -> Value:
-        return nest.op("log", total) + nest.load(shift, nest.p)
+        largest = nest.load(shift, nest.p)
+        return nest.where(nest.op("isinf", largest), largest, nest.op("log", total) + largest)
 
     return sum_exp_of(ctx, x, split, shift, out, finish)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 import fusec
@@ -68,8 +69,16 @@ def test_grid_is_the_sum_of_the_parts() -> None:
     assert launch_grid(source, Tile((("XBLOCK", 16),)), ()) == (256 + 63 + 2,)
 
 
-def test_interpreted_text_equals_the_evaluated_parts() -> None:
-    counts = (4096, 1008, 1, 17, 33, 1)
+def test_many_parts_are_found_in_two_steps() -> None:
+    plan, table = plan_of(*range(16, 42 * 16, 16))
+    body = generate_kernel(plan, table, Config()).text.split("def add_kernel(")[-1]
+    outer = [line for line in body.splitlines() if line.startswith(("    if ", "    elif ", "    else"))]
+    inner = [line for line in body.splitlines() if line.startswith(("        if ", "        elif ", "        else"))]
+    assert (len(outer), len(inner)) == (6, 41)
+
+
+@pytest.mark.parametrize("counts", [(4096, 1008, 1, 17, 33, 1), tuple(range(16, 20 * 16, 16))])
+def test_interpreted_text_equals_the_evaluated_parts(counts: tuple[int, ...]) -> None:
     plan, table = plan_of(*counts)
     source = generate_kernel(plan, table, Config())
     tensors = {name: torch.randn(tuple(int(n) for n in b.shape)) for name, b in table.items()}  # type: ignore[arg-type]
