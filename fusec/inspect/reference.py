@@ -69,6 +69,7 @@ _TEXT = {
     "truncdiv": 'torch.div({0}, {1}, rounding_mode="trunc")',
     "checked": "_checked({0}, {1})",
     "trigamma": "torch.polygamma(1, {0})",
+    "ndtr": "0.5 * (1.0 + torch.erf({0} * 0.7071067811865476))",
     **{op: f"torch.special.{op}({{0}})" for op in ("i0", "i0e", "i1", "i1e", "erfcx", "ndtri")},
     "sum": "torch.sum({0}, dim={dims}, keepdim=True, dtype={dtype})",
     "prod": "_prod({0}, {dims})",
