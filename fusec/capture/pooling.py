@@ -5,7 +5,8 @@
 
 An offset is `down * pitch + right`, in elements of the input from the window's first place. The pitch exceeds the
 distance to the right of every element from the first place of every window that may hold it, so backward compares the
-offset with one number an element and a window: no division, and no two places share an offset.
+offset with one number an element and a window: no division, and no two places share an offset. A dilated window that
+steps over the whole input has the offset of its first tap past the padding, which no element has: it sends nothing.
 """
 
 from __future__ import annotations

@@ -96,6 +96,13 @@ def test_max_pool_gradients(settings: dict[str, Any], shape: tuple[int, ...]) ->
         torch.testing.assert_close(a, b)
 
 
+def test_a_window_that_steps_over_its_input_sends_nothing() -> None:
+    """Eager's index of such a window lies outside the plane or in another row."""
+    pool = fusec.compile(lambda x: F.max_pool2d(x, (1, 2), 1, (0, 1), (1, 3)))
+    _, gradient = gradients(pool, torch.randn(1, 1, 4, 2))
+    torch.testing.assert_close(gradient, torch.zeros(1, 1, 4, 2))
+
+
 def test_a_max_pooling_whose_indices_are_used_keeps_them() -> None:
     def fn(x: Tensor) -> Tensor:
         y, at = F.max_pool2d(x, 3, 2, 1, return_indices=True)
