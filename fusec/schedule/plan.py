@@ -425,10 +425,13 @@ def _held_tile(extents: Mapping[str, int], live: int, device: DeviceModel) -> Ti
 def _row_and_column_tiles(nest: LoopNest, extents: Mapping[str, int], live: int, use: Use) -> list[Tile]:
     """A few rows a step, so that the sums along the columns stay in registers beside the rows."""
     sums = sum(1 for i in nest.body if i.reduced_axes)
-    whole, rows = next_power_of_2(extents["r"]), rows_at_once(extents["q"], extents["r"], use)
-    warps = 4
-    while warps < 16 and registers_needed(rows * whole, warps, live + sums) > (128 if warps < 8 else 176):
-        warps *= 2
+    whole, most = next_power_of_2(extents["r"]), rows_at_once(extents["q"], extents["r"], use)
+    rows, warps = most, 16
+    for fewer, limit in ((4, 208), (8, 176)):  # of registers: the estimate is a third above what the compiler needs
+        fitting = [n for n in (most, most // 2) if n and registers_needed(n * whole, fewer, live + sums) <= limit]
+        if fitting:
+            rows, warps = fitting[0], fewer
+            break
     written = set(nest.writes)
     in_place = any(a.buffer in written for a in nest.loads)
     return [Tile((("x", 1), ("q", rows), ("r", whole)), warps, 1 if in_place else ROW_STAGES)]
