@@ -40,7 +40,7 @@ TESTS_SHARE = 0.5
 # Without --strict-config: settings of plugins that a bare machine lacks are warnings then.
 PYTEST = ("-q", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib --strict-markers")
 CASES_AT_ONCE = 16
-STRAGGLERS = 2  # cases that may still compile while others are timed
+STRAGGLERS = 4  # cases that may still compile while others are timed
 CASE_BYTES = 5 << 30  # of device memory, that a case may hold
 TIMING_SECONDS = 8.0  # of one case
 LINES_SHOWN = 60
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = options.out / f"gpu-{re.sub(r'[^a-z0-9]+', '-', device_name().lower()).strip('-')}.json"
     path.unlink(missing_ok=True)  # a file of an earlier run must not pass for this one's
     command = f"python3 -m bench.gpu {' '.join(sys.argv[1:] if argv is None else argv)}".strip()
-    names = options.cases or list(EVERY)
+    names = sorted(options.cases or EVERY, key=lambda n: not EVERY[n].whole)  # what compiles longest begins first
     with tempfile.TemporaryDirectory() as cold:  # compilation is measured too, so no cache is warm
         run_benchmark(Result.new("gpu", command), path, names, budget, cold, options.tuned)
     return report(path, tests)

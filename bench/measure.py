@@ -23,7 +23,7 @@ from bench.schema import Row
 
 DEVICE = "cuda"
 CACHE_FLUSH_BYTES = 512 << 20
-MOST_ROUNDS = 60
+MOST_ROUNDS = 40
 FEWEST_ROUNDS = 5
 WARM_UP = 3
 CYCLES = 2e9  # of the device a second, at most
@@ -192,7 +192,7 @@ def _interleave(timers: Sequence[Timer], flush: torch.Tensor, budget: Budget) ->
         torch.cuda.synchronize()
 
 
-def kernel_times(call: Call, calls: int = 5) -> list[tuple[str, float, float]]:
+def kernel_times(call: Call, calls: int = 3) -> list[tuple[str, float, float]]:
     """(name, microseconds, launches) of every kernel of one call, slowest first, by PyTorch's profiler."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(calls):

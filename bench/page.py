@@ -24,7 +24,7 @@ HEADERS = ("case", "what", "eager us", "torch.compile us", "fusec us", "torch.co
            "first call s, fusec", "error")  # fmt: skip
 NOTES = """\
 Times are medians on the device of interleaved runs in one process, caches cold, without the gaps in which it waits for
-the host; the host's time of a call is beside them, measured while up to two other cases compiled. First calls compile
+the host; the host's time of a call is beside them, measured while up to four other cases compiled. First calls compile
 beside fifteen other cases, on 16 cores, with empty caches. torch.compile runs with its defaults. The clone copies as
 many bytes as inputs and outputs have; a training step must also save what its backward reads again, and a model does
 matrix products, so their shares cannot reach 1. Error: the largest difference from eager over the largest value.
@@ -32,10 +32,12 @@ matrix products, so their shares cannot reach 1. Error: the largest difference f
 
 
 def by_case(result: Result) -> dict[str, dict[str, Row]]:
+    """Rows by case and variant, cases in the order of the benchmark's own list."""
     cases: dict[str, dict[str, Row]] = {}
     for row in result.rows:
         cases.setdefault(row.case, {})[row.variant] = row
-    return cases
+    order = list(EVERY)
+    return dict(sorted(cases.items(), key=lambda c: order.index(c[0]) if c[0] in EVERY else len(order)))
 
 
 def speedup(rows: Mapping[str, Row]) -> float | None:
