@@ -427,14 +427,18 @@ def _row_and_column_tiles(nest: LoopNest, extents: Mapping[str, int], live: int,
     sums = sum(1 for i in nest.body if i.reduced_axes)
     whole, most = next_power_of_2(extents["r"]), rows_at_once(extents["q"], extents["r"], use)
     rows, warps = most, 16
-    for fewer, limit in ((4, 208), (8, 176)):  # of registers: the estimate is a third above what the compiler needs
-        fitting = [n for n in (most, most // 2) if n and registers_needed(n * whole, fewer, live + sums) <= limit]
+    limits, steps = ((4, 208), (8, 176)), (most, most // 2)  # the estimate is a third above what the compiler needs
+    if use is Use.AGAIN:  # but for what later phases compute again; and each step is waited for
+        limits, steps = ((4, 128), (8, 128)), (most, 0)
+    for fewer, limit in limits:
+        fitting = [n for n in steps if n and registers_needed(n * whole, fewer, live + sums) <= limit]
         if fitting:
             rows, warps = fitting[0], fewer
             break
     written = set(nest.writes)
     in_place = any(a.buffer in written for a in nest.loads)
-    return [Tile((("x", 1), ("q", rows), ("r", whole)), warps, 1 if in_place else ROW_STAGES)]
+    blocks, stages = (("x", 1), ("q", rows), ("r", whole)), 1 if in_place else ROW_STAGES
+    return [Tile(blocks, warps, stages), *([Tile(blocks, 2 * warps, stages)] if use is Use.AGAIN else [])]
 
 
 def registers_needed(points: int, warps: int, live: int) -> int:
