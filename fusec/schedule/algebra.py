@@ -371,7 +371,7 @@ def _exact(source: torch.dtype, target: torch.dtype) -> bool:
 
 
 def _holds(body: Body, dtype: torch.dtype, name: str) -> bool:
-    """True when rounding the value to the dtype changes nothing: it picks between values that the dtype holds."""
+    """True when rounding the value to the dtype changes nothing: but for its sign, it is one that the dtype holds."""
     instr = body.defs[name]
     if instr.op == "cast":
         source = body.defs[instr.args[0]].dtype
@@ -380,7 +380,7 @@ def _holds(body: Body, dtype: torch.dtype, name: str) -> bool:
     if value is not None:
         with real_tensors():
             return bool(_scalar(value, dtype).item() == value)
-    return instr.op in ("maximum", "minimum") and all(_holds(body, dtype, a) for a in instr.args)
+    return instr.op in ("maximum", "minimum", "neg", "abs") and all(_holds(body, dtype, a) for a in instr.args)
 
 
 def _cast(body: Body, instr: Instr) -> str | Instr | None:

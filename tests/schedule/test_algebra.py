@@ -176,6 +176,13 @@ def test_a_rounding_cast_stays() -> None:
     assert len(simplified(body)) == 4
 
 
+@pytest.mark.parametrize("op", ["neg", "abs"])
+def test_rounding_what_differs_in_sign_disappears(op: str) -> None:
+    body = f"%0:bf16 = load x[p0]\n%1:f32 = cast %0\n%2:f32 = {op} %1\n"
+    lines = simplified(body + "%3:bf16 = cast %2\n%4:f32 = cast %3\nstore y[p0], %4", "bf16")
+    assert lines == [*body.splitlines(), "store y[p0], %2"]
+
+
 def test_rounding_what_is_picked_from_narrow_values_disappears() -> None:
     relu = "%0:bf16 = load x[p0]\n%1:f32 = cast %0\n%2:f32 = const 0.0\n%3:f32 = maximum %1, %2\n"
     body = relu + "%4:bf16 = cast %3\n%5:f32 = cast %4\nstore y[p0], %5"
