@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
@@ -124,13 +125,12 @@ def draw(result: Result, path: Path) -> None:
 
 
 def write(path: Path) -> None:
-    """The page and, where matplotlib is installed, the picture of a result file, beside it."""
+    """The page and, where matplotlib is installed and something was timed, the picture of a file, beside it."""
     result = Result.read(path)
     picture = path.with_suffix(".svg")
-    try:
+    picture.unlink(missing_ok=True)
+    if find_spec("matplotlib") is not None and any(speedup(rows) for rows in by_case(result).values()):
         draw(result, picture)
-    except ImportError:
-        picture.unlink(missing_ok=True)
     path.with_suffix(".md").write_text(page(result, picture.name if picture.exists() else ""))
 
 

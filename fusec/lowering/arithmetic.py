@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
 from fusec.lowering.builder import NestBuilder, Value, compute_dtype
@@ -147,12 +148,18 @@ def div(nest: NestBuilder, a: Value, b: Value) -> Value:
     return a / b
 
 
+def _reciprocal(b: Number, dtype: torch.dtype) -> float:
+    """1 / b as a kernel computes it; by NumPy, as a tensor would be a fake one while AOTAutograd traces."""
+    number = np.float64 if dtype is torch.float64 else np.float32
+    with np.errstate(divide="ignore", over="ignore", under="ignore"):
+        return float(number(1.0) / number(b))
+
+
 @lowering(aten.div.Tensor, aten.div.Scalar, aten.true_divide)
 def true_divide(ctx: Context, a: Ref | Number, b: Ref | Number) -> Ref:
     """a / b; by a number, eager mode on CUDA multiplies with the reciprocal, which rounds otherwise."""
     if ctx.device != "cpu" and isinstance(a, Ref) and isinstance(b, int | float):
-        dtype = compute_dtype(common_dtype((a, b), Kind.INT_TO_FLOAT))
-        inverse = torch.ones((), dtype=dtype).div(torch.tensor(b, dtype=dtype)).item()
+        inverse = _reciprocal(b, compute_dtype(common_dtype((a, b), Kind.INT_TO_FLOAT)))
         if inverse and math.isfinite(inverse):
             return emit(ctx, mul, (a, inverse), (), {}, Kind.INT_TO_FLOAT)
     return emit(ctx, div, (a, b), (), {}, Kind.INT_TO_FLOAT)

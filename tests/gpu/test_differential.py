@@ -64,12 +64,11 @@ def test_precision_eager_rounds_where_eager_rounds(name: str) -> None:
 def test_gelu_keeps_the_digits_of_its_tail(dtype: torch.dtype) -> None:
     """Eager's own float32 has none below -5: 1 + erf(x) cancels."""
     x = torch.linspace(-8, 8, 100_001, device=DEVICE).to(dtype)
-    exact = x.double() * torch.special.ndtr(x.double())
-    seen = fusec.compile(torch.nn.functional.gelu)(x)
-    eager = torch.nn.functional.gelu(x)
+    exact = x.double() * 0.5 * torch.erfc(-x.double() * 0.5**0.5)  # torch.special.ndtr has 2 % of error at -8
+    seen, eager = fusec.compile(torch.nn.functional.gelu)(x), torch.nn.functional.gelu(x)
     error, eagers = ((y.double() - exact).abs() / exact.abs().clamp_min(1e-30) for y in (seen, eager))
     normal = exact.abs() > torch.finfo(dtype).tiny
-    assert error[normal].max() <= max(float(eagers[normal].max()), 2 * torch.finfo(dtype).eps)
+    assert error[normal].max() <= 1.01 * eagers[normal].max()
     if dtype is not torch.float32:
         assert error[normal].max() <= torch.finfo(dtype).eps
 

@@ -292,6 +292,13 @@ def test_strides_of_extent_one_are_free():
     assert x.tensor_view().strides == (5, 1)
 
 
+def test_a_division_is_lowered_while_tensors_are_fake() -> None:
+    """As a backward graph is: AOTAutograd lowers nothing itself, but its mode is on."""
+    with FakeTensorMode():
+        program = on_cuda(lambda x: x / 448.0, (8,))
+    assert [type(n) for n in program.nodes] == [LoopNest]
+
+
 def test_cuda_divides_by_a_number_as_eager_mode_does_there() -> None:
     """It multiplies with the reciprocal in float32: an 8-bit float may round to its other neighbour otherwise."""
 
