@@ -75,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     tests = {} if options.skip_tests else run_tests(budget.share(TESTS_SHARE), options.out)
     path = options.out / f"gpu-{re.sub(r'[^a-z0-9]+', '-', device_name().lower()).strip('-')}.json"
     path.unlink(missing_ok=True)  # a file of an earlier run must not pass for this one's
-    command = f"python3 -m bench.gpu {' '.join(sys.argv[1:] if argv is None else argv)}".strip()
+    chosen = ["--cases", *options.cases] if options.cases else []
+    flags = [f"--{n}" for n in ("tuned", "skip-tests") if getattr(options, n.replace("-", "_"))]
+    command = " ".join(["python3 -m bench.gpu", "--budget", options.budget, *chosen, *flags])
     names = sorted(options.cases or EVERY, key=lambda n: not EVERY[n].whole)  # what compiles longest begins first
     with tempfile.TemporaryDirectory() as cold:  # compilation is measured too, so no cache is warm
         run_benchmark(Result.new("gpu", command), path, names, budget, cold, options.tuned)

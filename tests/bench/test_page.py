@@ -21,7 +21,17 @@ ROWS = (
     Row("rms", "liger", median_us=67.0),
     Row("swiglu", "fusec", note="RuntimeError: no"),
 )
-RESULT = Result("gpu", "python3 -m bench.gpu", "2026-01-01", "A GPU", {"torch": "2", "triton": "3"}, ROWS, True)
+KERNELS = {"rms": {"torch.compile": [["a", 40.0, 1.0], ["b", 8.5, 2.0]], "fusec": ["RuntimeError: no profiler"]}}
+RESULT = Result(
+    "gpu",
+    "python3 -m bench.gpu",
+    "2026-01-01",
+    "A GPU",
+    {"torch": "2", "triton": "3"},
+    ROWS,
+    True,
+    {"kernels": KERNELS},
+)
 
 
 def test_cases_are_in_the_order_of_the_benchmark_and_held_against_torch_compile() -> None:
@@ -31,7 +41,7 @@ def test_cases_are_in_the_order_of_the_benchmark_and_held_against_torch_compile(
     text = page(RESULT)
     assert "Against torch.compile over 2 cases: 0.87 times as quick in the geometric mean, 0.50 to 1.50." in text
     (line,) = (line for line in text.splitlines() if line.startswith("| rms |"))
-    assert "| 847.0 | 50.0 | 100.0 | 0.50 | 67.0 | 0.45 |" in line
+    assert "| 847.0 | 50.0 | 100.0 | 0.50 | 67.0 | 0.45 | 48.5 |  |" in line
     assert "python3 -m bench.gpu" in text.splitlines()[-1]
 
 
