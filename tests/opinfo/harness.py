@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.testing._internal.common_device_type import toleranceOverride
-from torch.testing._internal.opinfo.core import BinaryUfuncInfo, UnaryUfuncInfo
+from torch.testing._internal.opinfo.core import BinaryUfuncInfo, SampleInput, UnaryUfuncInfo
 from torch.utils import _pytree as pytree
 
 import fusec
@@ -202,12 +202,16 @@ def gradcheck(function: Callable[..., Any], arguments: Arguments, op: Any) -> An
 
 @dataclass(frozen=True)
 class Task:
-    """One sample and what is asked of it. function: what is compiled, the op and what the suite puts around it."""
+    """One sample and what is asked of it.
+
+    function: what is compiled, the op and what the suite puts around it. around: equal where that is the same.
+    """
 
     op: Any
     function: Callable[..., Any]
     arguments: Arguments
     step: Step
+    around: Any = None
 
     def attempt(self, function: Callable[..., Any], arguments: Arguments) -> Any:
         """What the step gives of the function, or what was raised."""
@@ -230,7 +234,11 @@ def task(op: Any, sample: Any, step: Step) -> Task:
     def function(*args: Any, **kwargs: Any) -> Any:
         return sample.output_process_fn_grad(op.gradcheck_wrapper(op.get_op(), *args, **kwargs))
 
-    return Task(op, function, arguments, step)
+    plain = getattr(sample.output_process_fn_grad, "__code__", None) is _AS_IT_IS
+    return Task(op, function, arguments, step, None if plain else sample.output_process_fn_grad)
+
+
+_AS_IT_IS = SampleInput(None).output_process_fn_grad.__code__  # what the suite gives samples that ask for no other
 
 
 class NotCaptured(Exception):
@@ -265,7 +273,7 @@ class Compiler:
     def compiled(self, task: Task, arguments: Arguments) -> _Graph | None:
         """The graph of the task's function for arguments of this form; None where no one graph can be made."""
         leaves, spec = pytree.tree_flatten(arguments)
-        key = (spec, tuple(form(x) for x in leaves))
+        key = (spec, tuple(form(x) for x in leaves), task.around)
         if key not in self.graphs:
             try:
                 with torch.set_grad_enabled(task.step is not forward):
