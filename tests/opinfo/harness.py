@@ -171,11 +171,17 @@ def backward(function: Callable[..., Any], arguments: Arguments, op: Any) -> Any
     outputs = [x for x in tensors(result) if x.requires_grad]
     inputs = [x for x in tensors(arguments) if x.requires_grad]
     drawn = torch.Generator().manual_seed(1)
-    incoming = [torch.randn(x.shape, dtype=x.dtype, generator=drawn) for x in outputs]
+    incoming = [_drawn(x, drawn) for x in outputs]
     found = torch.autograd.grad(outputs, inputs, incoming, allow_unused=True) if outputs else ()
     plain = pytree.tree_map_only(Tensor, Tensor.detach, result)
     gradients = ["no gradient" if g is None else _contiguous(g) for g in found]
     return plain, [x.requires_grad for x in tensors(result)], gradients
+
+
+def _drawn(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Normal numbers of 8 bits: the same ones in float32 and in float64, which "closer" compares."""
+    parts = torch.randn((*x.shape, 1 + x.is_complex()), generator=generator).to(torch.bfloat16).to(torch.float64)
+    return (torch.view_as_complex(parts) if x.is_complex() else parts.squeeze(-1)).to(x.dtype)
 
 
 def _contiguous(gradient: Tensor) -> Tensor:
@@ -500,26 +506,29 @@ def _leaf_no_further(task: Task, got: Tensor, want: Tensor, exact: Tensor) -> bo
     return differs is None or (
         "values differ" in differs
         and want.is_floating_point()
-        and _closer(got, want, exact, *tolerance(task, want.dtype))
+        and _closer(got, want, exact, *tolerance(task, want.dtype), gradients=task.step is backward)
     )
 
 
-def _closer(got: Tensor, want: Tensor, exact: Tensor, atol: float, rtol: float) -> bool:
-    """Where a value is outside the tolerance, it is no further from the exact one than eager's worst there."""
+def _closer(got: Tensor, want: Tensor, exact: Tensor, atol: float, rtol: float, gradients: bool) -> bool:
+    """Where a value is outside the tolerance, it is no further from the exact one than eager's worst there.
+
+    gradients: sums of large terms may cancel in one of them, where eager's error is small or large by luck. The whole
+    tensor's largest error is at most 1.5 times eager's.
+    """
     if exact.shape != want.shape or bool((~got.isfinite() & (want.isfinite() | exact.isfinite())).any()):
         return False
     infinite = ~want.isfinite() & ~exact.isfinite()
     if not torch.equal(got[infinite].nan_to_num(), want[infinite].nan_to_num()):
         return False
     outside = ~torch.isclose(got, want, rtol=rtol, atol=atol, equal_nan=True)
-    finite = (
-        outside & want.isfinite() & exact.isfinite()
-    )  # eager may overflow in float16 where float32 inside a kernel does not
+    # Eager may overflow in float16 where float32 inside a kernel does not.
+    finite = (outside | gradients) & want.isfinite() & exact.isfinite()
     true = exact.double()[finite]
     if not true.numel():
         return True
     error, eager = ((t.double()[finite] - true).abs().max() for t in (got, want))
-    return bool(error <= eager)
+    return bool(error <= eager * (1.5 if gradients else 1.0))
 
 
 def _short(value: Any) -> str:
