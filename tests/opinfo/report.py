@@ -98,7 +98,7 @@ AOTAutograd's joint graph, cut in two by `fusec/capture/joint.py`.
 
 - float32.backward: the outputs, which of them have a gradient, and the gradients of all inputs for a fixed random \
 gradient from outside are eager's: dtype, shape, which are none, and values within what `torch.testing.assert_close` \
-allows (or no further from float64 than eager's).
+allows (or the whole tensor's error against float64 is at most 1.5 times eager's).
 - float64.gradcheck: `torch.autograd.gradcheck` of the compiled function, on samples of few elements; finite \
 differences in random directions. "eager's error": where eager mode does not pass it either."""
 
