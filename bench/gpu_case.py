@@ -34,7 +34,6 @@ from bench.training import EVERY
 
 READY = "ready"
 KERNELS_SHOWN = 12
-PROFILED = ("torch.compile", "fusec")
 COMPILED = ("torch.compile", "fusec")  # how the names of variants begin that compile at their first call
 
 
@@ -67,7 +66,7 @@ def run(
     say(READY)
     if wait():
         rows = timed(calls, rows, Budget.parse(f"{seconds}s"))
-        compiled = [r.variant for r in rows if r.variant in PROFILED and not r.note]
+        compiled = [r.variant for r in rows if r.variant in COMPILED and not r.note]
         say(_answer(rows, {name: _kernels(calls[name]) for name in compiled}))
 
 

@@ -101,8 +101,9 @@ def _estimate(
     flops = _instructions(tuple(i for phase in phases for i in phase), axes)
     registers = 24 + 8 * max_live(body, axes)
     walking = _walking(phases, body, axes, shape)
-    strided = (ACROSS - 1) * bytes_across(LoopNest("", axes, body), table)
-    prices = _prices(LoopNest("", axes, body), read, written + strided, flops, passes, walking, device)
+    nest = LoopNest("", axes, body)
+    strided = (ACROSS - 1) * bytes_across(nest, table)
+    prices = _prices(nest, shape, read, written + strided, flops, passes, walking, device)
     seconds = min(prices.whole_rows, prices.split_rows)
     return KernelCost(read, written, sum(passes), flops, registers, seconds), prices
 
@@ -125,8 +126,12 @@ def bytes_across(nest: LoopNest, table: Mapping[str, Buffer]) -> int:
         return 0
     lanes = max(along, key=lambda axis: along[axis])
     sizes = {access: table[access.buffer].itemsize for _, access in accesses}
-    strided = (w for w, a in accesses if abs(stride_of(a.index, lanes, extents)) * sizes[a] >= SECTOR)
-    return sum(strided)
+    return sum(w for w, a in accesses if is_strided(a, lanes, extents, sizes[a]))
+
+
+def is_strided(access: Access, lanes: str, extents: Mapping[str, int], itemsize: int) -> bool:
+    """True when neighbours along an axis lie in memory so far apart that each is a transfer of its own."""
+    return abs(stride_of(access.index, lanes, extents)) * itemsize >= SECTOR
 
 
 def _contiguous(access: Access, extents: Mapping[str, int]) -> int:
@@ -167,11 +172,16 @@ def _points(names: Set[str], axes: Sequence[Axis]) -> int:
 
 
 def _prices(
-    nest: LoopNest, read: int, written: int, flops: int, passes: Sequence[int], walking: float, device: DeviceModel
+    nest: LoopNest,
+    shape: ReducedShape,
+    read: int,
+    written: int,
+    flops: int,
+    passes: Sequence[int],
+    walking: float,
+    device: DeviceModel,
 ) -> _Prices:
     """passes: bytes that each pass over the rows reads. walking: seconds of a program's steps."""
-    shape = reduced_shape(nest.body, nest.axes)
-    assert isinstance(shape, ReducedShape), shape
     rows = prod(as_int(a.extent) or 1 for a in nest.axes if a.name not in shape.axes)
     moved = read + written + REREAD * (sum(passes) - read)
     work = max(moved / device.bandwidth, flops / device.rate)

@@ -25,13 +25,13 @@ from fusec.ir.ops import OPS
 from fusec.ir.sizes import affine, hint_of
 from fusec.ir.types import AccessMode, Buffer, Extern, Instr, LoopNest, Node, Program, Role
 from fusec.schedule.axes import rewrite_axes
-from fusec.schedule.cost import ACROSS, SECTOR, SHORT_RUN, DeviceModel, device_model, estimate
+from fusec.schedule.cost import ACROSS, SHORT_RUN, DeviceModel, device_model, estimate, is_strided
 from fusec.schedule.merge import join, without_stores
 from fusec.schedule.once import Once
 from fusec.schedule.predicted import extent_hint, predicted_nest
 from fusec.schedule.ranges import Range, mask_ranges
 from fusec.schedule.simplify import simplify_nest
-from fusec.schedule.strides import stride_of, unit_axis_of
+from fusec.schedule.strides import unit_axis_of
 from fusec.schedule.traffic import traffic
 
 # (axis, stride, extent or None for the outermost): axis = (offset // stride) % extent
@@ -218,7 +218,7 @@ def _read_across(producer: LoopNest, table: Mapping[str, Buffer]) -> int:
     (along,) = (unit_axis_of(a, nest.axes) for a in nest.stores)
     if along is None or extents[along] < SHORT_RUN:
         return 0
-    strided = [a for a in nest.loads if abs(stride_of(a.index, along, extents)) * table[a.buffer].itemsize >= SECTOR]
+    strided = [a for a in nest.loads if is_strided(a, along, extents, table[a.buffer].itemsize)]
     return sum(prod(extents.values()) * table[a.buffer].itemsize for a in strided)
 
 

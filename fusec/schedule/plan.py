@@ -286,7 +286,7 @@ def _strategy(
     else:
         along = [a for a in nest.loads if any(s.name in reduced for s in symbols_of(a.index))]
         sizes = [table[a.buffer].itemsize for a in along]
-        online = online_sums(nest.body, nest.axes, frozenset(dict(shape.dims)["r"]))
+        online = online_sums(nest.body, nest.axes, frozenset(dict(shape.dims)["r"])) if again else ()
         # A running mean has its first value and a count beside it; a scan keeps all of a block.
         states = 3 * (bool(nest.scans) or any(i.op in MOMENTS for i in online))
         tiles, looped = _row_tiles(extents, live, states, sizes, device, known, again)
