@@ -211,8 +211,12 @@ def _own() -> dict[Any, Decomposition]:
         aten.nll_loss2d_backward.default: _nll_loss_backward,
         # torch's own rewrites speak prims; lowering speaks aten.
         prims.convert_element_type.default: _convert_element_type,
-        **({prims.fma.default: _fma} if hasattr(prims, "fma") else {}),  # since torch 2.12
     }
+
+
+def _fma_table() -> dict[Any, Decomposition]:
+    """prims.fma, which Dynamo of torch 2.12 on registers when it first traces an op that needs it: never cached."""
+    return {prims.fma.default: _fma} if hasattr(prims, "fma") else {}
 
 
 def _resolve(names: str) -> list[Any]:
@@ -240,4 +244,4 @@ def _cached_table() -> dict[Any, Decomposition]:
 
 def decomposition_table(random: str = "philox") -> dict[Any, Decomposition]:
     """{OpOverload: function of the same signature}; a fresh dict, free to change. random: as in Config."""
-    return {**_cached_table(), **(random_table() if random == "philox" else {})}
+    return {**_cached_table(), **_fma_table(), **(random_table() if random == "philox" else {})}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -100,3 +102,20 @@ def test_pointwise_rewrites_equal_eager(name: str, dtype: torch.dtype) -> None:
     got, ops = rewritten(lambda x: POINTWISE[name](x), x)
     assert not any(op.startswith("prims.") for op in ops)
     torch.testing.assert_close(got, POINTWISE[name](x), equal_nan=True)
+
+
+FIRST_SEEN_LATER = """
+import torch
+from fusec.capture.decompositions import decomposition_table
+decomposition_table()
+import fusec
+
+weight = torch.nn.Parameter(torch.ones(5))
+weight.grad = torch.ones(5)
+fusec.compile(torch.optim.AdamW([weight], foreach=False).step)()
+assert fusec.stats()["extern_calls"] == 0, fusec.stats()
+"""
+
+
+def test_an_op_that_torch_registers_while_it_traces_is_rewritten() -> None:
+    subprocess.run([sys.executable, "-c", FIRST_SEEN_LATER], check=True)
