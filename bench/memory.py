@@ -48,12 +48,15 @@ HEADERS = ("case", "eager", "fusec", "fusec / eager")
 # Sizes at which tensors are large beside what an allocator rounds and a call allocates for itself.
 MEDIUM: dict[str, Sizes] = {
     "swiglu_train": {"rows": 64, "columns": 512},
+    "geglu_train": {"rows": 64, "columns": 512},
+    "softmax_train": {"rows": 64, "columns": 512},
     "rope_qk_train": {"batch": 2, "tokens": 64, "heads": 8, "kv_heads": 2, "width": 32},
     "ln_train": {"rows": 64, "columns": 512},
     "rms_train": {"rows": 64, "columns": 512},
     "residual_dropout_ln_train": {"rows": 64, "columns": 512},
     "group_norm_silu_train": {"batch": 4, "channels": 32, "side": 16, "groups": 8},
     "batch_norm_relu_train": {"batch": 4, "channels": 32, "side": 16},
+    "batch_norm_relu_nhwc_train": {"batch": 4, "channels": 32, "side": 16},
     "masked_attn_softmax_train": {"batch": 2, "heads": 4, "tokens": 64},
     "xent_32000_train": {"rows": 16, "columns": 4000},
     "xent_131072_train": {"rows": 4, "columns": 16000},

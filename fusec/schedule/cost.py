@@ -14,14 +14,22 @@ from functools import lru_cache
 from math import prod
 
 from fusec.ir.analysis import instr_axes, varying
-from fusec.ir.index import as_int
+from fusec.ir.index import as_int, symbols_of
 from fusec.ir.kernels import KernelCost
 from fusec.ir.ops import OPS
 from fusec.ir.types import Access, Axis, Buffer, Instr, LoopNest
 from fusec.schedule.online import online_sums
 from fusec.schedule.phases import split_phases
 from fusec.schedule.predicted import predicted_buffers, predicted_nest
-from fusec.schedule.reduced import ReducedShape, Use, column_use, next_power_of_2, reduced_shape, rows_at_once
+from fusec.schedule.reduced import (
+    ROW_STAGES,
+    ReducedShape,
+    Use,
+    column_use,
+    next_power_of_2,
+    reduced_shape,
+    rows_at_once,
+)
 from fusec.schedule.strides import stride_of, unit_axis, unit_axis_of, weighted_accesses
 from fusec.schedule.traffic import traffic
 
@@ -203,16 +211,22 @@ def _prices(
 def _walking(
     phases: Sequence[Sequence[Instr]], body: tuple[Instr, ...], axes: tuple[Axis, ...], shape: ReducedShape
 ) -> float:
-    """Seconds that a program waits which walks over its rows and goes on from what they add up to.
+    """Seconds that a program waits which walks over its rows.
 
-    At each step it waits for memory, then for the sums of rows, one after the other.
+    At each step it waits for memory, then for the sums of rows, one after the other. Where nothing goes on from what
+    the rows add up to, the next steps' rows are loaded meanwhile, but not from positions that are loaded themselves.
     """
-    use = column_use(body, axes, shape.loop)
-    if use is Use.NONE:
+    if not shape.loop:
         return 0.0
+    use = column_use(body, axes, shape.loop)
     rows, columns = _points(shape.loop, axes), _points(shape.whole, axes)
-    steps = 1.0 if held_at_once(body, axes, shape) else rows / rows_at_once(rows, columns, use)
-    return steps * sum(LOAD + SUM * sum(not shape.loop.issuperset(i.reduced_axes) for i in p) for p in phases)
+    steps = 1.0 if use is not Use.NONE and held_at_once(body, axes, shape) else rows / rows_at_once(rows, columns, use)
+    seconds = 0.0
+    for phase in phases:
+        sought = any(s.kind == "value" for i in phase if i.access is not None for s in symbols_of(i.access.index))
+        waited = LOAD if use is not Use.NONE else LOAD / ROW_STAGES + LOAD * sought
+        seconds += waited + SUM * sum(not shape.loop.issuperset(i.reduced_axes) for i in phase)
+    return steps * seconds
 
 
 def _instructions(body: Sequence[Instr], axes: Sequence[Axis]) -> int:

@@ -28,6 +28,7 @@ from fusec.schedule.online import online_sums, two_passes
 from fusec.schedule.phases import split_phases
 from fusec.schedule.predicted import extent_hint
 from fusec.schedule.reduced import (
+    ROW_STAGES,
     ReducedShape,
     Use,
     column_use,
@@ -294,7 +295,6 @@ def _strategy(
     return (Strategy.SPLIT_ROW if split and not looped else row), tiles, "r" if looped else ""
 
 
-ROW_STAGES = 3  # rows that load while one is worked on: a norm's backward on an H200 takes 106 us, with one 162
 CACHED_BLOCK, CACHED_LIVE = 32768, 3  # a row a multiprocessor: it is still in the second cache when read again
 RESIDENT_WARPS = 64  # of a multiprocessor: where rows are few, each has more of them
 IN_FLIGHT = 64  # bytes a thread of a looped row waits for: 2048 threads of a multiprocessor ask for 128 KB

@@ -69,7 +69,10 @@ def test_sums_along_the_columns_that_no_row_needs(text: str) -> None:
 @pytest.mark.parametrize(
     ("rows", "columns", "use", "expected"),
     [
-        (16, 64, Use.NONE, 8),
+        (16, 64, Use.NONE, 16),
+        (1000, 33, Use.NONE, 64),
+        (1000, 513, Use.NONE, 4),
+        (1001, 513, Use.NONE, 1),
         (10, 64, Use.NONE, 2),
         (10, 64, Use.AGAIN, 4),  # three steps, the last half empty, in place of five
         (7, 64, Use.AGAIN, 8),
