@@ -156,6 +156,13 @@ def _embedding(batch: int, tokens: int, vocabulary: int, width: int) -> Work:
     return Work(embedding, (torch.randint(0, vocabulary, (batch, tokens)), _leaf(vocabulary, width)))
 
 
+def _relative_bias(tokens: int, buckets: int, heads: int) -> Work:
+    def relative_bias(distances: Tensor, weight: Tensor) -> Tensor:
+        return F.embedding(distances, weight).permute(2, 0, 1)
+
+    return Work(relative_bias, (torch.randint(0, buckets, (tokens, tokens)), _leaf(buckets, heads)))
+
+
 def _max_pool_relu(batch: int, channels: int, side: int) -> Work:
     def max_pool_relu(x: Tensor) -> Tensor:
         return F.max_pool2d(F.relu(x), 3, 2, 1)
@@ -198,6 +205,8 @@ _ALL = (
     Case("embedding_train", "embedding(ids, w) * c", _embedding,
          {"batch": 64, "tokens": 512, "vocabulary": 8000, "width": 768},
          {"batch": 2, "tokens": 9, "vocabulary": 7, "width": 8}),
+    Case("relative_bias_train", "a relative position bias, embedding(distances, w)", _relative_bias,
+         {"tokens": 1024, "buckets": 32, "heads": 16}, {"tokens": 7, "buckets": 9, "heads": 4}),
     Case("max_pool_relu_train", "max_pool2d(relu(x), 3, 2, 1)", _max_pool_relu,
          {"batch": 64, "channels": 64, "side": 112}, {"batch": 2, "channels": 3, "side": 9}),
     Case("llama_train", "2-layer Llama, loss", _llama, CASES["llama_infer"].full, CASES["llama_infer"].small,

@@ -14,6 +14,8 @@ Enters: a view, index tensors, values. Leaves: a copy of the view, then one nest
 Sums of float16 and bfloat16 are kept in float32 and rounded once at the end; narrow integers in int32. Largest and
 smallest are kept as integers in the order of the floats, NaN on the winning side, so that their order does not
 matter. A scatter of one element a line is a comparison instead, and a sum into few lines a reduction: both fuse.
+Where many updates go to each place, as in the table of a relative position bias, atomic sums would wait for each other:
+they are made in several copies of the result, each update in another than its neighbour, and added up at the end.
 Sums of floats in an order of chance, and the last of several writes, are left to PyTorch where deterministic
 algorithms are asked for.
 """
@@ -21,7 +23,7 @@ algorithms are asked for.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -32,13 +34,14 @@ from fusec.ir.types import AccessMode
 from fusec.lowering.builder import NestBuilder, Number, Value, compute_dtype
 from fusec.lowering.context import Context, is_dense, sizes, strides_of
 from fusec.lowering.positions import Checked, IndexPlan, at_least_1d, both, require_integers
-from fusec.lowering.ref import Ref
+from fusec.lowering.ref import Ref, contiguous_strides
 from fusec.lowering.registry import NotLowered, lowering
 from fusec.lowering.symbols import extent_of
 
 aten = torch.ops.aten
 
 FEW = 8  # lines into which a sum is a reduction that compares, free of contention
+MEETING = 256  # updates of one place that may wait for each other in a sum: copies take 1/256 of their elements
 
 Where = Sequence[IndexLike]
 Fill = Callable[[NestBuilder], Value]
@@ -51,11 +54,13 @@ class Updates:
 
     place: the coordinates in the result that a point's update goes to, and the mask that holds where there are any.
     value: the update.
+    among: the dimensions of `shape` along which many updates may meet at one place.
     """
 
     shape: tuple[IndexLike, ...]
     place: Callable[[NestBuilder], tuple[Where, Value | None]]
     value: Callable[[NestBuilder], Value]
+    among: tuple[int, ...] = ()
 
     @property
     def are_none(self) -> bool:
@@ -68,6 +73,23 @@ class Updates:
         with ctx.nest(self.shape) as nest:
             where, mask = self.place(nest)
             nest.store(out, where, change(nest, self.value(nest)), mask, mode)
+
+    def copies(self, out: Ref) -> int:
+        """Into how many copies of a result sums should go, so that few updates meet; 1 for sizes that may change."""
+        updates, places = as_int(product(self.shape)), as_int(product(out.shape))
+        meeting = updates // places if self.among and updates and places else 0
+        return 1 << max((meeting // MEETING).bit_length() - 1, 0)
+
+    def spread(self, copies: int) -> Updates:
+        """The same updates for a result of shape (copies, *shape): neighbours go to different copies."""
+
+        def place(nest: NestBuilder) -> tuple[Where, Value | None]:
+            where, mask = self.place(nest)
+            lines = [self.shape[d] for d in self.among]
+            number = linearize([nest.p[d] for d in self.among], contiguous_strides(lines))
+            return [number % copies, *where], mask
+
+        return replace(self, place=place)
 
 
 def along(x: Ref, dim: int, index: Ref, source: Ref | Number) -> Updates:
@@ -82,9 +104,9 @@ def along(x: Ref, dim: int, index: Ref, source: Ref | Number) -> Updates:
 
     require_integers(index)
     if not isinstance(source, Ref):
-        return Updates(index.shape, place, lambda nest: nest.const(source, x.dtype))
+        return Updates(index.shape, place, lambda nest: nest.const(source, x.dtype), (dim,))
     values = at_least_1d(source)
-    return Updates(index.shape, place, lambda nest: nest.load(values, nest.p))
+    return Updates(index.shape, place, lambda nest: nest.load(values, nest.p), (dim,))
 
 
 def advanced(plan: IndexPlan, values: Ref, mask: Ref | None = None) -> Updates:
@@ -98,7 +120,8 @@ def advanced(plan: IndexPlan, values: Ref, mask: Ref | None = None) -> Updates:
             checked.require(nest.load(mask.expand(plan.shape), nest.p))
         return where, checked.mask
 
-    return Updates(plan.shape, place, lambda nest: nest.load(values, nest.p))
+    lines = tuple(range(plan.start, plan.start + plan.rank))
+    return Updates(plan.shape, place, lambda nest: nest.load(values, nest.p), lines)
 
 
 # -- what is done with them -----------------------------------------------------------------------
@@ -122,10 +145,27 @@ def overwritten(ctx: Context, x: Ref, updates: Updates) -> Ref:
 def summed(ctx: Context, x: Ref | None, updates: Updates) -> Ref:
     """x (zeros if None) plus all updates."""
 
-    def add(total: Ref) -> None:
+    result = ctx.result()
+    copies = updates.copies(result)
+
+    def add(total: Ref, updates: Updates = updates) -> None:
         updates.apply(ctx, total, AccessMode.ATOMIC_ADD, lambda nest, v: nest.cast(v, total.dtype))
 
-    return accumulated(ctx, ctx.result(), add, x)
+    if copies == 1:
+        return accumulated(ctx, result, add, x)
+    out, wide = at_least_1d(result), sum_dtype(result.dtype)
+    total = ctx.temporary(wide, (copies, *out.shape), hint="total")
+    zeroed(ctx, total)
+    add(total, updates.spread(copies))
+    with ctx.nest(out.shape, (copies,)) as nest:
+        added = nest.reduce("sum", nest.load(total, (*nest.r, *nest.p)))
+        nest.store(out, nest.p, added if x is None else nest.cast(nest.load(at_least_1d(x), nest.p), wide) + added)
+    return result
+
+
+def zeroed(ctx: Context, total: Ref) -> None:
+    with ctx.nest(total.shape) as nest:
+        nest.store(total, nest.p, nest.const(0, total.dtype))
 
 
 def accumulated(ctx: Context, result: Ref, add: Callable[[Ref], None], x: Ref | None = None) -> Ref:
@@ -133,8 +173,7 @@ def accumulated(ctx: Context, result: Ref, add: Callable[[Ref], None], x: Ref | 
     out, wide = at_least_1d(result), sum_dtype(result.dtype)
     total = out if wide is out.dtype else ctx.temporary(wide, out.shape, hint="total")
     if x is None:
-        with ctx.nest(total.shape) as nest:
-            nest.store(total, nest.p, nest.const(0, wide))
+        zeroed(ctx, total)
     else:
         copied(ctx, at_least_1d(x), total, lambda nest, v: nest.cast(v, wide))
     add(total)
@@ -350,7 +389,7 @@ def embedding_dense_backward(
             checked.require(value.ne(padding_idx))
         return (row, nest.p[1]), checked.mask
 
-    return summed(ctx, None, Updates(source.shape, place, lambda nest: nest.load(source, nest.p)))
+    return summed(ctx, None, Updates(source.shape, place, lambda nest: nest.load(source, nest.p), (0,)))
 
 
 # -- several indices ------------------------------------------------------------------------------

@@ -127,13 +127,15 @@ def test_dropout_is_the_same_forward_and_backward_and_follows_the_seed() -> None
     assert (first == 0).float().mean().item() == pytest.approx(0.3, abs=3e-3)
 
 
-def test_an_embedding_that_many_rows_share() -> None:
-    ids, weight = torch.randint(0, 7, (64, 33), device=DEVICE), torch.randn(7, 96, device=DEVICE, requires_grad=True)
+@pytest.mark.parametrize(("rows", "words"), [(64, 7), (64, 50), (512, 12)])  # a reduction, atomic sums, in copies
+def test_an_embedding_that_many_rows_share(rows: int, words: int) -> None:
+    ids = torch.randint(0, words, (rows, 33), device=DEVICE)
+    weight = torch.randn(words, 96, device=DEVICE, requires_grad=True)
 
     def embed(ids: Tensor, weight: Tensor) -> Tensor:
         return F.layer_norm(F.embedding(ids, weight) * 3, (96,))
 
-    incoming = torch.randn(64, 33, 96, device=DEVICE)
+    incoming = torch.randn(rows, 33, 96, device=DEVICE)
     (want,) = torch.autograd.grad(embed(ids, weight.double()), weight, incoming.double())
     (got,) = torch.autograd.grad(fusec.compile(embed)(ids, weight), weight, incoming)
     assert relative_error(got, want) <= 1e-5

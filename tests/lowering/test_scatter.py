@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -25,6 +25,11 @@ aten = torch.ops.aten
 _rewrites = decomposition_table()
 index_add, index_copy = _rewrites[aten.index_add.default], _rewrites[aten.index_copy.default]
 DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.int8]
+
+
+def signs(*shape: int) -> torch.Tensor:
+    """-1, 0, 1: their sums have no rounding errors."""
+    return ints(shape, -1, 2)
 
 
 @pytest.fixture
@@ -120,6 +125,30 @@ def test_sums_into_few_lines_are_reductions() -> None:
     x, index, source = make((2, 64), torch.float32), ints((500,), 0, 2), make((500, 64), torch.float32)
     program = lower_function(lambda x, i, s: index_add(x, 0, i, s), x, index, source)
     assert store_modes(program) == {AccessMode.STORE} and program.nodes[0].reductions
+
+
+def copies(fn: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> list[int]:
+    """Into how many copies the updates go, as in eager."""
+    steps = assert_kernels_like_eager(fn, *inputs)
+    result = fn(*inputs)
+    return [int(b.shape[0]) for b in steps.buffers if b.hint == "total" and len(b.shape) > result.dim()]
+
+
+@pytest.mark.parametrize(("updates", "expected"), [(9 * 511, []), (9 * 512, [2]), (9 * 256 * 5, [4])])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64], ids=str)
+def test_many_updates_of_few_places_go_to_several_copies(dtype: torch.dtype, updates: int, expected: list[int]) -> None:
+    x, index, source = ints((9, 5), -9, 9).to(dtype), ints((updates,), 0, 9), signs(updates, 5).to(dtype)
+    index[::2] = 3  # every other update goes to one place
+    assert copies(lambda x, i, s: index_add(x, 0, i, s), x, index, source) == expected
+
+
+def test_updates_along_several_dimensions_go_to_several_copies() -> None:
+    grad, ids = signs(20, 400, 3).bfloat16(), ints((20, 400), 0, 12)
+    assert copies(lambda g, i: aten.embedding_dense_backward(g, i, 12, 4, False), grad, ids) == [2]
+    x, s, column = signs(2, 10).float(), signs(2, 6000).float(), ints((2, 6000), 0, 10)
+    assert copies(lambda x, i, s: x.scatter_add(1, i, s), x, column, s) == [2]
+    j, k, v = ints((160, 50), 0, 3), ints((50,), 0, 2), signs(7, 160, 50).float()
+    assert copies(lambda v, j, k: aten.index_put(v.new_zeros(7, 3, 2), [None, j, k], v, True), v, j, k) == [4]
 
 
 def test_writes_of_lines() -> None:
