@@ -8,11 +8,12 @@ Kept whole, because lowering knows a better form than the rewrite: softmax, log_
 mean, logsumexp, gelu, silu and the other named pointwise functions. Kept whole, because a library is
 faster: matmuls (but for those in `aligned`), convolutions, scaled_dot_product_attention and its backends,
 sort, topk. Every rewrite computes float16 and bfloat16 in float32 inside and rounds once, as the eager
-kernel does.
+kernel does; what those round inside is an op of its own.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, reduce, wraps
 from typing import Any
@@ -37,7 +38,7 @@ Decomposition = Callable[..., Any]
 
 # Rewrites of torch itself, by family. A name is an OpOverloadPacket, or an overload "name.overload".
 _POINTWISE = """
-    deg2rad rad2deg logaddexp2 mvlgamma special_entr special_log_ndtr special_xlog1py huber_loss l1_loss mse_loss
+    deg2rad rad2deg logaddexp2 mvlgamma special_log_ndtr huber_loss l1_loss mse_loss
     smooth_l1_loss soft_margin_loss binary_cross_entropy binary_cross_entropy_with_logits _euclidean_dist.default addr
     dist.default linalg_cross.default renorm.default multi_margin_loss
     multilabel_margin_loss_forward.default
@@ -171,6 +172,21 @@ def _fma(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     return x * y + z  # Triton contracts it again
 
 
+def _times_log(log: Callable[[Tensor], Tensor]) -> Decomposition:
+    """x log(y), 0 where x is 0. Eager kernels of 16-bit numbers round the logarithm, too, so it is an op of its own."""
+
+    def compute(x: Tensor, y: Tensor) -> Tensor:
+        return torch.where(torch.isnan(y), math.nan, torch.where(x == 0, 0, x * log(y)))
+
+    return compute
+
+
+def _entr(x: Tensor) -> Tensor:
+    """-x log(x), 0 at 0, -inf below; with a rounded logarithm, as _times_log."""
+    outside = torch.where(x == 0, 0, -math.inf).to(x.dtype if x.is_floating_point() else torch.float32)
+    return torch.where(torch.isnan(x), x, torch.where(x > 0, x * -torch.log(x), outside))
+
+
 def _checking_shapes(index_add: Decomposition) -> Decomposition:
     """torch's rewrite broadcasts a source whose shape the op itself refuses."""
 
@@ -207,6 +223,9 @@ def _own() -> dict[Any, Decomposition]:
         aten.native_layer_norm.default: _native_layer_norm,
         aten.native_group_norm.default: _native_group_norm,
         aten._weight_norm_interface_backward.default: _weight_norm_backward,
+        aten.xlogy.Tensor: _times_log(torch.log),
+        aten.special_xlog1py.default: _times_log(torch.log1p),
+        aten.special_entr.default: _entr,
         aten.nll_loss_backward.default: _nll_loss_backward,
         aten.nll_loss2d_backward.default: _nll_loss_backward,
         # torch's own rewrites speak prims; lowering speaks aten.

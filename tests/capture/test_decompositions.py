@@ -90,6 +90,8 @@ POINTWISE = {
     "frac": torch.frac,
     "sinc": torch.sinc,
     "xlogy": lambda x: torch.xlogy(x, x.abs()),
+    "xlog1py": lambda x: torch.special.xlog1py(x.round(), x),
+    "entr": lambda x: torch.special.entr(x * (x > -5)),
     "glu": lambda x: torch.nn.functional.glu(x, -1),
 }
 
