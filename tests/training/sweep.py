@@ -15,7 +15,7 @@ import torch
 
 from bench.schema import Result, Row
 from bench.table import Cell, markdown
-from tests.training.gradients import CASES, FACTOR, IMAGES, INPUTS, SEEDS, SHAPES, Step
+from tests.training.gradients import CASES, FACTOR, IMAGES, INPUTS, LOSS_SEEDS, SEEDS, SHAPES, Step
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -34,7 +34,7 @@ def page(result: Result) -> str:
     return f"""# Errors of gradients against float64
 
 {len(CASES)} norms, softmaxes and losses, compiled and eager; outputs and all gradients, {SEEDS} draws of each input,
-{len(SHAPES)} sizes, both precisions. {faults} above the limit.
+{LOSS_SEEDS} of a loss's, {len(SHAPES)} sizes, both precisions. {faults} above the limit.
 
 - error: max |seen - exact| / max |exact|, the mean over the draws. limit: {FACTOR} times eager mode's error and half a
   unit in the last place of the dtype. error / limit: the largest of all values, sizes and precisions.
