@@ -3,6 +3,7 @@
 Enters: nothing. Leaves: {OpOverload: function} for ops with such a coefficient.
 
     add(x, y, alpha=lr)            ->  x + y * lr           lr: SymFloat
+    add(x, y, alpha=-lr)           ->  x - y * lr
     addcdiv(x, a, b, value=lr)     ->  x + (a / b) * lr
     add(x, y, alpha=0.1)           ->  NotImplemented: the op stays
 
@@ -28,11 +29,18 @@ def scaled_sum(x: Tensor, factor: Any, *operands: Tensor, combine: Callable[...,
     """x + factor * combine(*operands), rounded once as by the op that it stands for."""
     dtype = x.dtype
     if dtype not in _LOW_PRECISION or any(y.dtype is not dtype for y in operands):
-        total: Tensor = x + combine(*operands) * factor
-        return total
+        return _plus(x, factor, combine(*operands))
     wide = [y.to(torch.float32) for y in operands]
-    total = x.to(torch.float32) + combine(*wide) * factor
-    return total.to(dtype)
+    return _plus(x.to(torch.float32), factor, combine(*wide)).to(dtype)
+
+
+def _plus(x: Tensor, factor: Any, y: Tensor) -> Tensor:
+    return x - y * -factor if _is_negated(factor) else x + y * factor
+
+
+def _is_negated(factor: Any) -> bool:
+    """-lr: torch 2.11 finds the tensor again that lr is, but not of an expression of it."""
+    return isinstance(factor, torch.SymFloat) and bool((-factor).node.expr.is_Symbol)
 
 
 def _changes(value: Any, x: Any) -> bool:
@@ -45,6 +53,10 @@ def _add(x: Any, y: Any, *, alpha: Any = 1) -> Any:
 
 def _sub(x: Any, y: Any, *, alpha: Any = 1) -> Any:
     return scaled_sum(x, -alpha, y) if _changes(alpha, x) and isinstance(y, Tensor) else NotImplemented
+
+
+def _mul(x: Any, y: Any) -> Any:
+    return -(x * -y) if _is_negated(y) and isinstance(x, Tensor) else NotImplemented
 
 
 def _addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: Any = 1) -> Any:
@@ -64,6 +76,7 @@ def coefficient_table() -> dict[Any, Callable[..., Any]]:
     return {
         aten.add.Tensor: _add,
         aten.sub.Tensor: _sub,
+        aten.mul.Tensor: _mul,
         aten.addcmul.default: _addcmul,
         aten.addcdiv.default: _addcdiv,
         aten.lerp.Scalar: _lerp,

@@ -150,7 +150,7 @@ def test_the_elementwise_parts_of_muon() -> None:
 @pytest.mark.parametrize("name", ["momentum", "adamw"])
 def test_parameters_of_low_precision(name: str, dtypes: tuple[torch.dtype, ...]) -> None:
     kind, options, *_ = KINDS[name]
-    check(lambda params: kind(params, foreach=True, **options), 64 if F32 in dtypes else 4, dtypes)  # type: ignore[call-arg]
+    check(lambda params: kind(params, foreach=True, **options), 64 if F32 in dtypes else 8, dtypes)  # type: ignore[call-arg]
 
 
 def test_groups_with_options_of_their_own() -> None:
