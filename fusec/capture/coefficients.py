@@ -3,7 +3,7 @@
 Enters: nothing. Leaves: {OpOverload: function} for ops with such a coefficient.
 
     add(x, y, alpha=lr)            ->  x + y * lr           lr: SymFloat
-    add(x, y, alpha=-lr)           ->  x - y * lr
+    mul(x, -lr)                    ->  -(x * lr)
     addcdiv(x, a, b, value=lr)     ->  x + (a / b) * lr
     add(x, y, alpha=0.1)           ->  NotImplemented: the op stays
 
@@ -29,18 +29,11 @@ def scaled_sum(x: Tensor, factor: Any, *operands: Tensor, combine: Callable[...,
     """x + factor * combine(*operands), rounded once as by the op that it stands for."""
     dtype = x.dtype
     if dtype not in _LOW_PRECISION or any(y.dtype is not dtype for y in operands):
-        return _plus(x, factor, combine(*operands))
+        total: Tensor = x + combine(*operands) * factor
+        return total
     wide = [y.to(torch.float32) for y in operands]
-    return _plus(x.to(torch.float32), factor, combine(*wide)).to(dtype)
-
-
-def _plus(x: Tensor, factor: Any, y: Tensor) -> Tensor:
-    return x - y * -factor if _is_negated(factor) else x + y * factor
-
-
-def _is_negated(factor: Any) -> bool:
-    """-lr: torch 2.11 finds the tensor again that lr is, but not of an expression of it."""
-    return isinstance(factor, torch.SymFloat) and bool((-factor).node.expr.is_Symbol)
+    total = x.to(torch.float32) + combine(*wide) * factor
+    return total.to(dtype)
 
 
 def _changes(value: Any, x: Any) -> bool:
@@ -56,7 +49,9 @@ def _sub(x: Any, y: Any, *, alpha: Any = 1) -> Any:
 
 
 def _mul(x: Any, y: Any) -> Any:
-    return -(x * -y) if _is_negated(y) and isinstance(x, Tensor) else NotImplemented
+    """torch 2.11 finds the tensor again that lr is, but not of -lr, an expression of it."""
+    negated = isinstance(x, Tensor) and isinstance(y, torch.SymFloat) and (-y).node.expr.is_Symbol
+    return -(x * -y) if negated else NotImplemented
 
 
 def _addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: Any = 1) -> Any:
