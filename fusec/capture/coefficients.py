@@ -50,8 +50,10 @@ def _sub(x: Any, y: Any, *, alpha: Any = 1) -> Any:
 
 def _mul(x: Any, y: Any) -> Any:
     """torch 2.11 finds the tensor again that lr is, but not of -lr, an expression of it."""
-    negated = isinstance(x, Tensor) and isinstance(y, torch.SymFloat) and (-y).node.expr.is_Symbol
-    return -(x * -y) if negated else NotImplemented
+    if not isinstance(x, Tensor) or not isinstance(y, torch.SymFloat):
+        return NotImplemented
+    opposite = -y  # type: ignore[operator]
+    return -(x * opposite) if opposite.node.expr.is_Symbol else NotImplemented
 
 
 def _addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: Any = 1) -> Any:
