@@ -1,6 +1,6 @@
 """Hand-written Triton, imported as fusec.kernels.
 
-device.py       helpers that generated code calls
+device.py       helpers that generated code calls: those of elementwise.py and rows.py
 interpreted.py  the same helpers for Triton's interpreter
 philox.py       random bits on PyTorch tensors: the same numbers outside a kernel
 softmax.py, layer_norm.py, rms_norm.py, swiglu.py

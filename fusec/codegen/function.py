@@ -19,7 +19,7 @@ from fusec.ir.index import IndexLike
 from fusec.ir.kernels import Grid, Param, Tile
 from fusec.kernels import device
 
-_DEVICE_TEXT = hashlib.sha256(inspect.getsource(device).encode()).hexdigest()
+_DEVICE_TEXT = hashlib.sha256("".join(map(inspect.getsource, device.PARTS)).encode()).hexdigest()
 _MAX_SIGNATURE = 100
 _MANY = 24  # arguments
 

@@ -3,7 +3,7 @@
 aten.special_i0e(x)   ->   %1:f32 = i0e %0          # exp(-|x|) I0(x)
 aten.polygamma(1, x)  ->   %1:f32 = trigamma %0
 
-What they compute is in `kernels/device.py`: libdevice's functions where it has them, else the series of Cephes.
+What they compute is in `kernels/elementwise.py`: libdevice's functions where it has them, else the series of Cephes.
 """
 
 from __future__ import annotations
