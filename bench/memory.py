@@ -62,6 +62,7 @@ MEDIUM: dict[str, Sizes] = {
     "xent_131072_train": {"rows": 4, "columns": 16000},
     "huber_train": {"rows": 64, "columns": 512},
     "embedding_train": {"batch": 4, "tokens": 32, "vocabulary": 100, "width": 64},
+    "embedding_large_train": {"batch": 4, "tokens": 32, "vocabulary": 1000, "width": 64},
     "relative_bias_train": {"tokens": 128, "buckets": 9, "heads": 8},
     "max_pool_relu_train": {"batch": 4, "channels": 8, "side": 32},
     "llama_train": {

@@ -50,6 +50,7 @@ PEER: dict[str, Peer] = {
     "softmax_train": NOT_COUNTED,
     "batch_norm_relu_nhwc_train": NOT_COUNTED,
     "xent_131072_train": NOT_COUNTED,
+    "embedding_large_train": NOT_COUNTED,
     "relative_bias_train": NOT_COUNTED,
     "llama_infer": Peer(17, 17, None, 0.22, 1.53),
     "bert_infer": Peer(7, 14, None, 0.15, 1.05),

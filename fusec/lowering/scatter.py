@@ -337,13 +337,13 @@ def index_reduce(
 # -- lines ----------------------------------------------------------------------------------------
 
 
-def _are_few(n: IndexLike, source: Ref) -> bool:
+def are_few(n: IndexLike, source: Ref) -> bool:
     """Whether a sum of lines of source into n lines is better compared than scattered."""
     few = as_int(n)
     return few is not None and few <= FEW and source.dtype is not torch.bool and not any(n == 0 for n in source.shape)
 
 
-def _into_few(
+def into_few(
     ctx: Context, x: Ref | None, dim: int, index: Ref, source: Ref, skip: int | None = None, wrap: bool = False
 ) -> Ref:
     """x plus lines of source added at index along dim; index has one dimension. skip: an index that adds nothing.
@@ -366,30 +366,6 @@ def _into_few(
         total = value if as_int(index.shape[0]) == 1 else nest.reduce("sum", value)
         nest.store(out, nest.p, total if x is None else nest.cast(nest.load(x, nest.p), wide) + total)
     return result
-
-
-@lowering(aten.embedding_dense_backward.default)
-def embedding_dense_backward(
-    ctx: Context, grad: Ref, indices: Ref, num_weights: int, padding_idx: int, scale_grad_by_freq: bool
-) -> Ref:
-    """zeros(num_weights, n) with grad's lines added at `indices`, but for padding_idx."""
-    if scale_grad_by_freq:
-        raise NotLowered("an embedding whose gradient is scaled by the frequency of its words")
-    require_integers(indices)
-    index = indices.reshape((product(indices.shape),))
-    source = grad.reshape((index.shape[0], grad.shape[-1]))
-    if _are_few(num_weights, source):
-        return _into_few(ctx, None, 0, index, source, padding_idx)
-
-    def place(nest: NestBuilder) -> tuple[Where, Value | None]:
-        checked = Checked(nest)
-        value = nest.cast(nest.load(index, (nest.p[0],)), torch.int64)
-        row = checked.coordinate(value, num_weights)
-        if padding_idx >= 0:
-            checked.require(value.ne(padding_idx))
-        return (row, nest.p[1]), checked.mask
-
-    return summed(ctx, None, Updates(source.shape, place, lambda nest: nest.load(source, nest.p), (0,)))
 
 
 # -- several indices ------------------------------------------------------------------------------
@@ -449,8 +425,8 @@ def index_put(ctx: Context, x: Ref, indices: Sequence[Ref | None], values: Ref, 
     if len(plan.indexed) == 1:
         ((dim, index),) = plan.indexed.items()
         source = values.expand(plan.shape)
-        if index.ndim == 1 and _are_few(x.shape[dim], source):
-            return _into_few(ctx, x, dim, index, source, wrap=True)
+        if index.ndim == 1 and are_few(x.shape[dim], source):
+            return into_few(ctx, x, dim, index, source, wrap=True)
     return summed(ctx, x, advanced(plan, values))
 
 

@@ -584,11 +584,21 @@ def simplify_body(instrs: Sequence[Instr], axes: Sequence[Axis]) -> tuple[Instr,
             assert original.out is not None and instr.out is not None
             names[original.out] = body.emit(instr)
             continue
-        mask = body.literal(instr.args[1]) if len(instr.args) > 1 else None
-        if mask is not None and not mask:
-            continue
-        body.lines.append(replace(instr, args=instr.args[:1]) if mask else instr)
+        body.lines += _stored(body, instr)
     return eliminate_dead(body.lines)
+
+
+def _stored(body: Body, store: Instr) -> Sequence[Instr]:
+    """store y[i], v, mask=false -> nothing;  store y[i], where(m, v, other), mask=m -> store y[i], v, mask=m"""
+    if len(store.args) == 1:
+        return (store,)
+    value, condition = store.args
+    mask = body.literal(condition)
+    if mask is not None:
+        return (replace(store, args=(value,)),) if mask else ()
+    chosen = body.defs[value]
+    hidden = chosen.op == "where" and chosen.args[0] == condition
+    return (replace(store, args=(chosen.args[1], condition)) if hidden else store,)
 
 
 def _substitute_known(body: Body, instr: Instr) -> Instr:

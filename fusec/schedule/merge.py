@@ -46,14 +46,14 @@ class _Joiner:
 
     def add(self, instr: Instr) -> None:
         if instr.op == "cast" and instr.args[0] in self.forwarded:
-            value = self.forwarded[instr.args[0]][1]
+            load, value = self.forwarded[instr.args[0]]
             if self.dtypes[value] == instr.dtype and instr.out is not None:
-                self.names[instr.out] = value
+                self.names[instr.out] = self._masked(load, value)
                 return
         for operand in instr.value_operands:
             if operand in self.forwarded and operand not in self.names:
                 load, value = self.forwarded[operand]
-                self.names[operand] = self._emit("cast", (value,), load)
+                self.names[operand] = self._masked(load, self._emit("cast", (value,), load))
         (instr,) = rename((instr,), self.names)
         if instr.op == "load" and instr.access is not None and instr.access.buffer in self.stored:
             self._forward(instr)
@@ -77,20 +77,27 @@ class _Joiner:
         value = store.args[0]
         rounds = self.dtypes[value] != load.dtype
         floats = self.dtypes[value].is_floating_point and load.dtype.is_floating_point
-        if rounds and floats and self.precision == "fast" and not load.args:
+        if rounds and floats and self.precision == "fast":
             self.forwarded[load.out] = (load, value)
             return
         if rounds:
             value = self._emit("cast", (value,), load)
-        if load.args:
-            other = self._emit("const", (), load, (("value", load.attr("other", 0)),))
-            value = self._emit("where", (load.args[0], value, other), load)
-        self.names[load.out] = value
+        self.names[load.out] = self._masked(load, value)
+
+    def _masked(self, load: Instr, value: str) -> str:
+        """The value, in place of what a load yields; the load's `other` where its mask is false."""
+        if not load.args:
+            return value
+        like = replace(load, dtype=self.dtypes[value])
+        other = self._emit("const", (), like, (("value", load.attr("other", 0)),))
+        return self._emit("where", (load.args[0], value, other), like)
 
     def _emit(self, op: str, args: tuple[str, ...], like: Instr, attrs: tuple[tuple[str, Attr], ...] = ()) -> str:
         key = (op, args, like.dtype, None, tuple((n, attr_key(v)) for n, v in attrs))
         if key not in self.seen:
             name = f"{like.out}.{op}"
+            if name in self.dtypes:  # rounded and unrounded
+                name = f"{name}.{str(like.dtype).removeprefix('torch.')}"
             self.body.append(Instr(name, op, args, like.dtype, None, attrs, like.origin))
             self.seen[key] = name
             self.dtypes[name] = like.dtype

@@ -10,6 +10,7 @@ import torch
 from fusec.capture.decompositions import decomposition_table
 from fusec.ir.kernels import KernelPlan
 from fusec.ir.types import AccessMode
+from fusec.lowering import embedding
 from tests.lowering.differential import (
     assert_kernels_like_eager,
     assert_lowered_like_eager,
@@ -174,6 +175,25 @@ def test_every_point_of_a_constant_sum_counts() -> None:
 def test_gradient_of_an_embedding(padding: int, words: int) -> None:
     grad, index = make((4, 9, 8), torch.bfloat16), ints((4, 9), 0, words)
     assert_kernels_like_eager(lambda g, i: aten.embedding_dense_backward(g, i, words, padding, False), grad, index)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("padding", [-1, 77])
+def test_gradient_of_an_embedding_of_more_words_than_tokens(
+    dtype: torch.dtype, padding: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """float32 sums are as large as the tokens, not the vocabulary, where that pays."""
+    fn = lambda g, i: aten.embedding_dense_backward(g, i, 300, padding, False)  # noqa: E731
+    grad, index = (signs(4, 9, 8) / 4).to(dtype), ints((4, 9), 0, 6)
+    index[2], index[3] = 77, torch.arange(291, 300)
+    assert totals(fn, grad, index) == [(300, 8)]
+    monkeypatch.setattr(embedding, "LAUNCH", 0.0)
+    assert totals(fn, grad, index) == [(36, 8)]
+    assert totals(fn, grad.float(), index) == []  # the result itself
+
+
+def totals(fn: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> list[tuple[object, ...]]:
+    return [b.shape for b in assert_kernels_like_eager(fn, *inputs).buffers if b.hint == "total"]
 
 
 # -- several indices, masks -----------------------------------------------------------------------

@@ -260,6 +260,22 @@ def test_masks_that_are_never_true() -> None:
     assert simplified(body) == ["%3:f32 = const 2.5", "store y[p0], %3"]
 
 
+@pytest.mark.parametrize(("mask", "selects"), [("%2", 0), ("%6", 1)])
+def test_what_a_masked_store_leaves_out_is_not_selected(mask: str, selects: int) -> None:
+    """Half of y is written by each of two stores; the second selects by the mask of one of them."""
+    body = f"""
+    %0:i64 = index p0
+    %1:i64 = const 7
+    %2:bool = lt %0, %1
+    %6:bool = ge %0, %1
+    %3:f32 = load x[p0]
+    %4:f32 = exp %3
+    %5:f32 = where {mask}, %4, %3
+    store y[p0], %5, mask=%2
+    store y[p0], %3, mask=%6"""
+    assert sum("= where" in line for line in simplified(body)) == selects
+
+
 def test_undecided_masks_stay() -> None:
     body = """
     %0:i64 = index p0

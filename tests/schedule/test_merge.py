@@ -63,6 +63,18 @@ def test_a_masked_load_selects_between_the_value_and_other() -> None:
     assert lines_with("where", lines) == 1 and any("const 7.0" in line for line in lines)
 
 
+def test_what_a_masked_load_selects_is_rounded_where_the_rounded_value_is_asked_for() -> None:
+    masked = "%5:bool = load m[p0]\n%0:bf16 = load t[p0], mask=%5, other=7.0"
+    text = ROUNDS.replace("%0:bf16 = load t[p0]", masked)
+    buffers = {"x": "f32[64]", "t": "bf16[64]", "m": "bool[64]", "y": "f32[64]", "z": "bf16[64]"}
+    fast, eager = joined(text, **buffers), joined(text, "eager", **buffers)
+    assert (lines_with("cast", fast), lines_with("cast", eager)) == (0, 2)
+    both = joined(text + "store z[p0], %0\n", **buffers)
+    assert lines_with("where", both) == 2 and lines_with("cast", both) == 1
+    names = [line.split(":")[0] for line in both if " = " in line]
+    assert len(names) == len(set(names))
+
+
 def test_equal_loads_and_values_are_shared() -> None:
     text = "nest a (p0<64):\n%0:f32 = load x[p0]\n%1:f32 = exp %0\nstore t[p0], %1\n"
     text += "nest b (p0<64):\n%0:f32 = load x[p0]\n%1:f32 = exp %0\n%2:f32 = neg %1\nstore y[p0], %2"
