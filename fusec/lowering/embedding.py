@@ -29,10 +29,9 @@ from fusec.lowering.scatter import Updates, Where, are_few, copied, into_few, su
 
 aten = torch.ops.aten
 
-BANDWIDTH, LAUNCH = (
-    4e12,
-    3e-6,
-)  # bytes a second, seconds: what sums of the tokens alone save has to pay for two launches
+# What sums of the tokens alone save must pay for two launches more.
+BANDWIDTH = 4e12  # bytes a second
+LAUNCH = 3e-6  # seconds
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def embedding_dense_backward(
 def _tokens_are_fewer(vocabulary: int, source: Ref) -> bool:
     """Whether sums of the tokens alone move fewer bytes than sums of the vocabulary, in more launches."""
     sizes = [as_int(n) for n in (vocabulary, *source.shape)]
-    if source.dtype not in (torch.float16, torch.bfloat16) or None in sizes:
+    if source.dtype not in (torch.float16, torch.bfloat16) or None in sizes or 0 in sizes:
         return False
     words, tokens, width = sizes
     saved = (4 + 4) * words * width - (2 + 4 + 4) * tokens * width  # type: ignore[operator]
