@@ -31,6 +31,7 @@ class Part(IntEnum):
 
 
 Region = tuple[int, Part]  # (phase, part)
+HELD = 8192  # points of a row beside which registers suffice for what every row needs, too
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,23 @@ def analyze(plan: KernelPlan, dims: tuple[Dim, ...]) -> Analysis:
                 after.add(instr.out)
             regions.append((number, part))
     live, uses, users, defined = _uses(plan.body)
+    if loop is not None and any(plan.tile.block(d.name) > HELD for d in dims if d.kind is DimKind.WHOLE):
+        _load_again(plan, regions, users, varying)
     return Analysis(varying, tuple(regions), live, uses, users, defined)
+
+
+def _load_again(
+    plan: KernelPlan, regions: list[Region], users: dict[str, tuple[int, ...]], varying: dict[str, frozenset[str]]
+) -> None:
+    """Move what is loaded before a loop over rows for use inside it alone into the loop: a weight of a long row.
+
+    It comes from the cache again for each row, and its registers are left to the row and the sums along the columns.
+    """
+    for k in range(len(plan.body) - 1, -1, -1):
+        instr, (phase, part) = plan.body[k], regions[k]
+        inside = instr.out is not None and all(regions[u] == (phase, Part.LOOP) for u in users.get(instr.out, ()))
+        if part is Part.BEFORE and instr.op in ("load", "cast") and inside and varying[instr.out or ""]:
+            regions[k] = (phase, Part.LOOP)
 
 
 def spread_of(instr: Instr, varying: dict[str, frozenset[str]], dim_of_axis: dict[str, str]) -> frozenset[str]:

@@ -29,6 +29,7 @@ from fusec.schedule.phases import split_phases
 from fusec.schedule.predicted import extent_hint
 from fusec.schedule.reduced import (
     ROW_STAGES,
+    WHOLE_LIMIT,
     ReducedShape,
     Use,
     column_use,
@@ -438,7 +439,8 @@ def _row_and_column_tiles(nest: LoopNest, extents: Mapping[str, int], live: int,
             break
     written = set(nest.writes)
     in_place = any(a.buffer in written for a in nest.loads)
-    blocks, stages = (("x", 1), ("q", rows), ("r", whole)), 1 if in_place else ROW_STAGES
+    ahead = ROW_STAGES if whole <= WHOLE_LIMIT else ROW_STAGES - 1  # what is loaded ahead lies in shared memory
+    blocks, stages = (("x", 1), ("q", rows), ("r", whole)), 1 if in_place else ahead
     return [Tile(blocks, warps, stages), *([Tile(blocks, 2 * warps, stages)] if use is Use.AGAIN else [])]
 
 

@@ -22,7 +22,8 @@ from fusec.ir.index import as_int, product
 from fusec.ir.types import Axis, Instr, LoopNest
 from fusec.schedule.strides import unit_axis
 
-WHOLE_LIMIT = 8192  # columns a row-and-column program holds, beside the sums along the columns
+WHOLE_LIMIT = 8192  # columns a row-and-column program holds, beside two or more sums along the columns,
+WIDE_LIMIT = 16384  # or beside one: registers do not suffice for more
 STEP_POINTS = 4096  # points of one step of its walk
 ROW_STAGES = 3  # steps that load while one is worked on: a norm's backward on an H200 takes 106 us, with one 162
 IDLE = 1.25  # lanes over points of a walk that need not divide its rows
@@ -73,9 +74,16 @@ def reduced_shape(body: tuple[Instr, ...], axes: tuple[Axis, ...]) -> ReducedSha
         return refusal
     (loop,) = sets - {whole}
     columns = as_int(product(extents[a] for a in whole))
-    if columns is None or columns > WHOLE_LIMIT:
+    if columns is None or columns > widest(body, axes, loop):
         return f"{refusal}; the row is too long to be held beside the sums along the columns"
     return ReducedShape(whole, loop)
+
+
+def widest(body: Sequence[Instr], axes: Sequence[Axis], loop: frozenset[str]) -> int:
+    """The most columns that a program holds which walks along rows and adds up columns."""
+    sums = sum(1 for i in body if set(i.reduced_axes) & loop)
+    alone = sums == 1 and column_use(tuple(body), tuple(axes), loop) is Use.NONE
+    return WIDE_LIMIT if alone else WHOLE_LIMIT
 
 
 @lru_cache(maxsize=4096)

@@ -31,7 +31,7 @@ from fusec.schedule.cost import DeviceModel, splitting_pays
 from fusec.schedule.fuse import MANY_READERS, Group, Item
 from fusec.schedule.once import Once
 from fusec.schedule.predicted import extent_hint, points
-from fusec.schedule.reduced import WHOLE_LIMIT, reduced_axes
+from fusec.schedule.reduced import reduced_axes, widest
 from fusec.schedule.strides import unit_axis
 
 MIN_POINTS = 1 << 15  # a reduction below this many points is over before a second launch would start
@@ -125,7 +125,7 @@ def _slices_beside(nests: Sequence[LoopNest], table: Mapping[str, Buffer], devic
         for nest, reduced in ((rows, across), (columns, along))
         for inside in (False, True)
     ]
-    if sizes[0] != sizes[3] or sizes[1] != sizes[2] or sizes[1] > WHOLE_LIMIT:
+    if sizes[0] != sizes[3] or sizes[1] != sizes[2] or sizes[1] > widest(columns.body, columns.axes, along):
         return 1
     slices = min(device.multiprocessors * WALKERS_PER_MULTIPROCESSOR, sizes[0] // MIN_ROWS)
     return 1 << (slices.bit_length() - 1) if slices > 1 else 1

@@ -10,9 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fusec
+from bench.cases import Case, Work
+from bench.schedules import capture
+from bench.schedules import scheduled as graph_schedule
+from bench.training import step, with_incoming
 from fusec.codegen.kernel import generate_kernel
 from fusec.config import Config
-from fusec.ir.kernels import KernelPlan, Schedule
+from fusec.ir.kernels import KernelPlan, Schedule, Strategy
 from fusec.lowering import lower
 from fusec.runtime.build import compile_request
 from fusec.runtime.compiler import compile_kernel
@@ -91,3 +95,43 @@ def test_many_walks_over_the_same_rows_are_several_launches() -> None:
 
     held, walked = (scheduled(long_sinkhorn, shape).steps for shape in ((256, 64, 64), (256, 10, 1000)))
     assert (len(held), len(walked) > 1) == (1, True)
+
+
+def rms_norm_step(rows: int, columns: int) -> Case:
+    def work() -> Work:
+        x = torch.randn(rows, columns, dtype=torch.bfloat16).requires_grad_()
+        weight = torch.randn(columns, dtype=torch.bfloat16).requires_grad_()
+        return Work(lambda x, w: F.rms_norm(x, (columns,), w), (x, weight))
+
+    return Case("rms_norm", "", with_incoming(work), {}, {}, run=step)
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("columns", [8192, 12288, 16384])
+def test_long_rows_are_read_once_beside_one_sum_along_the_columns(columns: int, arch: int) -> None:
+    """More than 8192 columns: the weight is loaded again for each row, so that registers suffice."""
+    case = rms_norm_step(4096, columns)
+    steps = graph_schedule(capture(case.build, case.run)[-1])
+    first = next(s for s in steps.steps if isinstance(s, KernelPlan))
+    assert first.strategy is Strategy.ROW_AND_COLUMN
+    source = generate_kernel(first, steps.table, Config(target="sm_90"))
+    before, inside = source.text.split("for row_start in ")
+    assert ("tl.load(w_ptr" in inside, "tl.load(w_ptr" in before) == (columns > 8192, columns <= 8192)
+    artifact = compile_kernel(compile_request(source, source.tile, arch))
+    assert artifact.spills == 0 and artifact.shared <= 99 << 10, source.text
+
+
+@pytest.mark.parametrize("columns", [9001, 16384])
+def test_gradients_of_long_rows_are_eagers(columns: int) -> None:
+    x, weight, grad = torch.randn(70, columns), torch.randn(columns), torch.randn(70, columns)
+
+    def gradients(fn: Callable[..., Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+        leaves = [t.to(dtype).requires_grad_() for t in (x, weight)]
+        return torch.autograd.grad(fn(*leaves), leaves, grad.to(dtype))
+
+    def norm(x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, (columns,), weight)
+
+    got, want = gradients(fusec.compile(norm, options={"strict": True}), torch.float32), gradients(norm, torch.float64)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)

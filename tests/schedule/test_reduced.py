@@ -7,6 +7,7 @@ import pytest
 from fusec.ir.types import LoopNest
 from fusec.schedule.reduced import (
     WHOLE_LIMIT,
+    WIDE_LIMIT,
     ReducedShape,
     Use,
     column_use,
@@ -86,9 +87,19 @@ def test_rows_of_a_step(rows: int, columns: int, use: Use, expected: int) -> Non
     assert rows_at_once(rows, columns, use) == expected
 
 
-def test_a_row_too_long_to_hold_is_refused() -> None:
-    found = shape(ROW + COLUMN, columns=WHOLE_LIMIT + 1)
+TWO = COLUMN + "%3:f32 = exp %0\n%4:f32 = sum %3 over p\nstore t[c], %4"
+
+
+@pytest.mark.parametrize(("body", "limit"), [(ROW + COLUMN, WIDE_LIMIT), (ROW + TWO, WHOLE_LIMIT)])
+def test_a_row_too_long_to_hold_beside_its_sums_is_refused(body: str, limit: int) -> None:
+    assert isinstance(shape(body, limit, t=f"f32[{limit}]"), ReducedShape)
+    found = shape(body, limit + 1, t=f"f32[{limit + 1}]")
     assert isinstance(found, str) and "too long to be held" in found
+
+
+def test_a_row_that_is_walked_again_is_held_up_to_the_narrower_limit() -> None:
+    text = COLUMN + "%3:f32 = div %0, %2\n%1:f32 = sum %3 over c\nstore y[p], %1"
+    assert isinstance(shape(text, WHOLE_LIMIT), ReducedShape) and isinstance(shape(text, WHOLE_LIMIT + 1), str)
 
 
 def test_overlapping_sets_of_axes_are_refused() -> None:
