@@ -76,22 +76,24 @@ def analyze(plan: KernelPlan, dims: tuple[Dim, ...]) -> Analysis:
                 after.add(instr.out)
             regions.append((number, part))
     live, uses, users, defined = _uses(plan.body)
-    if loop is not None and any(plan.tile.block(d.name) > HELD for d in dims if d.kind is DimKind.WHOLE):
-        _load_again(plan, regions, users, varying)
+    long = {d.name for d in dims if d.kind is DimKind.WHOLE and plan.tile.block(d.name) > HELD}
+    if loop is not None and long:
+        _load_again(plan, regions, users, {v for v, found in varying.items() if found & long})
     return Analysis(varying, tuple(regions), live, uses, users, defined)
 
 
-def _load_again(
-    plan: KernelPlan, regions: list[Region], users: dict[str, tuple[int, ...]], varying: dict[str, frozenset[str]]
-) -> None:
-    """Move what is loaded before a loop over rows for use inside it alone into the loop: a weight of a long row.
+def _load_again(plan: KernelPlan, regions: list[Region], users: dict[str, tuple[int, ...]], long: set[str]) -> None:
+    """Move what is loaded before a loop over long rows, for use inside it alone, into the loop: a weight.
 
     It comes from the cache again for each row, and its registers are left to the row and the sums along the columns.
     """
+    written = {i.access.buffer for i in plan.body if i.access is not None and i.op == "store"}
     for k in range(len(plan.body) - 1, -1, -1):
         instr, (phase, part) = plan.body[k], regions[k]
-        inside = instr.out is not None and all(regions[u] == (phase, Part.LOOP) for u in users.get(instr.out, ()))
-        if part is Part.BEFORE and instr.op in ("load", "cast") and inside and varying[instr.out or ""]:
+        if part is not Part.BEFORE or instr.op not in ("load", "cast") or instr.out not in long:
+            continue
+        changes = instr.access is not None and instr.access.buffer in written
+        if not changes and all(regions[u] == (phase, Part.LOOP) for u in users.get(instr.out, ())):
             regions[k] = (phase, Part.LOOP)
 
 
