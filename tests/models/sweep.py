@@ -100,6 +100,7 @@ def cells(rows: Sequence[Measured]) -> list[list[Cell]]:
 
 
 def publish(result: Result, planned: int, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
     result.write(out / "models.json")
     (out / "models.md").write_text(page(result, planned))
 
