@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["alignment_table", "padding"]
+__all__ = ["COPY", "alignment_table", "padding"]
 
 aten = torch.ops.aten
 

@@ -20,6 +20,7 @@ from fusec.ir.index import Expr, symbols_of
 from fusec.ir.kernels import DimKind, KernelPlan
 from fusec.ir.ops import is_reduction, is_scan
 from fusec.ir.types import Instr
+from fusec.schedule.reduced import WHOLE_LIMIT
 
 
 class Part(IntEnum):
@@ -31,7 +32,6 @@ class Part(IntEnum):
 
 
 Region = tuple[int, Part]  # (phase, part)
-HELD = 8192  # points of a row beside which registers suffice for what every row needs, too
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def analyze(plan: KernelPlan, dims: tuple[Dim, ...]) -> Analysis:
                 after.add(instr.out)
             regions.append((number, part))
     live, uses, users, defined = _uses(plan.body)
-    long = {d.name for d in dims if d.kind is DimKind.WHOLE and plan.tile.block(d.name) > HELD}
+    long = {d.name for d in dims if d.kind is DimKind.WHOLE and plan.tile.block(d.name) > WHOLE_LIMIT}
     if loop is not None and long:
         _load_again(plan, regions, users, {v for v, found in varying.items() if found & long})
     return Analysis(varying, tuple(regions), live, uses, users, defined)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fusec.capture.aligned import COPY
 from fusec.ir.index import Expr, as_int, product
 from fusec.ir.types import AccessMode
 from fusec.lowering.builder import NestBuilder, Value
@@ -29,9 +30,7 @@ from fusec.lowering.scatter import Updates, Where, are_few, copied, into_few, su
 
 aten = torch.ops.aten
 
-# What sums of the tokens alone save must pay for two launches more.
-BANDWIDTH = 4e12  # bytes a second
-LAUNCH = 3e-6  # seconds
+LAUNCH = 3e-6  # seconds; what sums of the tokens alone save must pay for two more
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def _tokens_are_fewer(vocabulary: int, source: Ref) -> bool:
         return False
     words, tokens, width = sizes
     saved = (4 + 4) * words * width - (2 + 4 + 4) * tokens * width  # type: ignore[operator]
-    return saved / BANDWIDTH > 2 * LAUNCH
+    return saved / COPY > 2 * LAUNCH
 
 
 def _summed_by_token(ctx: Context, words: Words, source: Ref) -> Ref:

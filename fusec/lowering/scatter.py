@@ -74,6 +74,10 @@ class Updates:
             where, mask = self.place(nest)
             nest.store(out, where, change(nest, self.value(nest)), mask, mode)
 
+    def add(self, ctx: Context, total: Ref) -> None:
+        """One nest that adds the updates atomically."""
+        self.apply(ctx, total, AccessMode.ATOMIC_ADD, lambda nest, v: nest.cast(v, total.dtype))
+
     def copies(self, out: Ref) -> int:
         """Into how many copies of a result sums should go, so that few updates meet; 1 for sizes that may change."""
         updates, places = as_int(product(self.shape)), as_int(product(out.shape))
@@ -147,16 +151,12 @@ def summed(ctx: Context, x: Ref | None, updates: Updates) -> Ref:
 
     result = ctx.result()
     copies = updates.copies(result)
-
-    def add(total: Ref, updates: Updates = updates) -> None:
-        updates.apply(ctx, total, AccessMode.ATOMIC_ADD, lambda nest, v: nest.cast(v, total.dtype))
-
     if copies == 1:
-        return accumulated(ctx, result, add, x)
+        return accumulated(ctx, result, lambda total: updates.add(ctx, total), x)
     out, wide = at_least_1d(result), sum_dtype(result.dtype)
     total = ctx.temporary(wide, (copies, *out.shape), hint="total")
     zeroed(ctx, total)
-    add(total, updates.spread(copies))
+    updates.spread(copies).add(ctx, total)
     with ctx.nest(out.shape, (copies,)) as nest:
         added = nest.reduce("sum", nest.load(total, (*nest.r, *nest.p)))
         nest.store(out, nest.p, added if x is None else nest.cast(nest.load(at_least_1d(x), nest.p), wide) + added)

@@ -128,11 +128,14 @@ def test_sums_into_few_lines_are_reductions() -> None:
     assert store_modes(program) == {AccessMode.STORE} and program.nodes[0].reductions
 
 
-def copies(fn: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> list[int]:
-    """Into how many copies the updates go, as in eager."""
-    steps = assert_kernels_like_eager(fn, *inputs)
-    result = fn(*inputs)
-    return [int(b.shape[0]) for b in steps.buffers if b.hint == "total" and len(b.shape) > result.dim()]
+def totals(fn: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> list[tuple[object, ...]]:
+    """Shapes of the memory in which sums are kept beside the result, which is as in eager."""
+    return [b.shape for b in assert_kernels_like_eager(fn, *inputs).buffers if b.hint == "total"]
+
+
+def copies(fn: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> list[object]:
+    """Into how many copies the updates go."""
+    return [shape[0] for shape in totals(fn, *inputs) if len(shape) > fn(*inputs).dim()]
 
 
 @pytest.mark.parametrize(("updates", "expected"), [(9 * 511, []), (9 * 512, [2]), (9 * 256 * 5, [4])])
@@ -190,10 +193,6 @@ def test_gradient_of_an_embedding_of_more_words_than_tokens(
     monkeypatch.setattr(embedding, "LAUNCH", 0.0)
     assert totals(fn, grad, index) == [(36, 8)]
     assert totals(fn, grad.float(), index) == []  # the result itself
-
-
-def totals(fn: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> list[tuple[object, ...]]:
-    return [b.shape for b in assert_kernels_like_eager(fn, *inputs).buffers if b.hint == "total"]
 
 
 # -- several indices, masks -----------------------------------------------------------------------
