@@ -313,6 +313,8 @@ _ALL = (
     Case("bias_gelu", "gelu(x + b)", _bias_gelu, _rows(16384, 4096), _rows(5, 33)),
     Case("swiglu", "silu(gate) * up", _swiglu, _rows(8192, 11008), _rows(5, 33)),
     Case("rms", "RMSNorm as written in Llama", _rms, _rows(16384, 4096), _rows(5, 33)),
+    Case("rms_32768", "the same, 32768 columns", _rms, _rows(4096, 32768), _rows(3, 130)),
+    Case("rms_262144", "the same, 262144 columns", _rms, _rows(512, 262144), _rows(2, 700)),
     Case("layer_norm", "layer_norm with weight and bias", _layer_norm, _rows(16384, 4096), _rows(5, 33)),
     Case("residual_rms", "x + r, and its RMSNorm", _residual_rms, _rows(16384, 4096), _rows(5, 33)),
     Case("softmax_8192", "softmax", _softmax, _rows(16384, 8192), _rows(5, 33)),

@@ -72,9 +72,12 @@ def _cross_entropy(work: Work) -> Work:
 
 _KERNELS: dict[str, Callable[[Work], Work]] = {
     "rms": _rms_norm,
+    "rms_32768": _rms_norm,
+    "rms_262144": _rms_norm,
     "rms_train": _rms_norm,
     "layer_norm": _layer_norm,
     "ln_train": _layer_norm,
+    "ln_16384_train": _layer_norm,
     "swiglu": _swiglu,
     "swiglu_train": _swiglu,
     "softmax_8192": _softmax,
@@ -83,4 +86,5 @@ _KERNELS: dict[str, Callable[[Work], Work]] = {
     "cross_entropy": _cross_entropy,
     "xent_32000_train": _cross_entropy,
     "xent_131072_train": _cross_entropy,
+    "xent_262144_train": _cross_entropy,
 }

@@ -41,13 +41,12 @@ def test_a_case_depends_on_every_input(name: str) -> None:
     before = [o.float().clone() for o in tensors_of(work.fn(*work.args))]
     for tensor in tensors_of(work.args):
         saved = tensor.clone()
-        flipped = ~saved if saved.dtype == torch.bool else (saved + 1) % 33 if saved.dtype == torch.int64 else saved * 2
-        tensor.copy_(flipped)
+        is_index, is_mask = saved.dtype == torch.int64, saved.dtype == torch.bool
+        tensor.copy_(~saved if is_mask else (saved + 1) % 33 if is_index else 2 * saved.roll(1, -1))
         after = [o.float() for o in tensors_of(work.fn(*work.args))]
         tensor.copy_(saved)
         same = all(torch.allclose(a, b, rtol=1e-3, equal_nan=True) for a, b in zip(before, after, strict=True))
-        # Norms and softmax of one scaled row may hardly move; what must not happen is an input that nothing reads.
-        assert not same or name in ("rms", "layer_norm", "group_norm_silu_nhwc"), f"{tuple(tensor.shape)} is unused"
+        assert not same, f"{tuple(tensor.shape)} is unused"
 
 
 def test_cases_mean_what_they_say() -> None:
