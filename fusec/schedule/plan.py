@@ -15,29 +15,34 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from fusec.ir.analysis import instr_axes, renumber, varying
-from fusec.ir.index import IndexLike, as_int, product, symbols_of
+from fusec.ir.index import as_int, product, symbols_of
 from fusec.ir.kernels import DimKind, KernelPlan, Strategy, Tile, TileDim
 from fusec.ir.ops import MOMENTS, OPS
 from fusec.ir.types import Axis, Buffer, Instr, LoopNest
 from fusec.schedule.algebra import simplify_body
 from fusec.schedule.axes import merge_axes, rewrite_axes
-from fusec.schedule.cost import HELD_POINTS, PERSISTENT_LIMIT, DeviceModel, estimate, max_live
+from fusec.schedule.blocks import (
+    TYPICAL,
+    Buckets,
+    bucket_of,
+    buckets_of,
+    column_tiles,
+    flat_tiles,
+    held_tile,
+    row_and_column_tiles,
+    row_block,
+    row_tiles,
+    rowwise_tiles,
+    tiles_of_two_sides,
+    typical,
+)
+from fusec.schedule.cost import DeviceModel, estimate, max_live
 from fusec.schedule.fuse import Group
 from fusec.schedule.once import Once
 from fusec.schedule.online import online_sums, two_passes
 from fusec.schedule.phases import split_phases
 from fusec.schedule.predicted import extent_hint
-from fusec.schedule.reduced import (
-    ROW_STAGES,
-    WHOLE_LIMIT,
-    ReducedShape,
-    Use,
-    column_use,
-    next_power_of_2,
-    reduced_axes,
-    reduced_shape,
-    rows_at_once,
-)
+from fusec.schedule.reduced import ReducedShape, Use, column_use, reduced_axes, reduced_shape
 from fusec.schedule.split import is_workspace
 from fusec.schedule.strides import axis_order, unit_axis_of, weighted_accesses
 
@@ -46,12 +51,7 @@ MIN_ROW_TILE_POINTS = 1 << 22  # a kernel with fewer points takes a few microsec
 MIN_ROW_WORK = 6  # instructions a row shares: below, two grid dimensions gain nothing
 MIN_ROWS = 64
 ROW_ALIGNMENT = 16  # elements: every row starts where a 16-byte access may
-SOME_IDLE, MAX_IDLE = 1.05, 1.15  # lanes over points
 HEAVY = 0.2  # share of the heaviest access above which an access deserves coalescing
-SPARE_REGISTERS = 40  # addresses, masks, loop counters
-
-
-Buckets = tuple[tuple[int | None, Tile], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def _row_shape(nest: LoopNest, reduced: frozenset[str], table: Mapping[str, Buff
 
 def _pointwise_shape(nest: LoopNest, table: Mapping[str, Buffer]) -> _Shape:
     axes = axis_order(nest, nest.axes, table)
-    extents = {a.name: _typical(a.extent, MIN_TILE_EXTENT) or 1 for a in axes}
+    extents = {a.name: typical(a.extent, MIN_TILE_EXTENT) or 1 for a in axes}
     units = _heavy_unit_axes(nest, table)
     wide = [u for u in units if extents[u] >= MIN_TILE_EXTENT]
     if len(wide) < 2:
@@ -135,22 +135,13 @@ def _row_axes(nest: LoopNest, axes: Sequence[Axis]) -> int:
     best, saved = 0, MIN_ROW_WORK
     for rows in range(1, len(axes)):
         length = prod(extents[rows:])
-        if length % ROW_ALIGNMENT or _row_block(length) is None:
+        if length % ROW_ALIGNMENT or row_block(length) is None:
             continue
         outer = {a.name for a in axes[:rows]}
         same = sum(cost for used, cost in work if used and used <= outer)
         if same >= saved and prod(extents[:rows]) >= MIN_ROWS:
             best, saved = rows, same
     return best
-
-
-def _row_block(length: int) -> int | None:
-    """Points of a row a program takes: the first block that leaves few lanes idle; None when all leave many."""
-    for idle in (SOME_IDLE, MAX_IDLE):
-        for block in (1024, 2048, 512, 256):
-            if block <= next_power_of_2(length) and -(-length // block) * block <= idle * length:
-                return block
-    return None
 
 
 def _heavy_unit_axes(nest: LoopNest, table: Mapping[str, Buffer]) -> list[str]:
@@ -208,7 +199,7 @@ def _finish_plan(shape: _Shape, table: Mapping[str, Buffer], device: DeviceModel
     length = product(a.extent for a in nest.axes if a.name in dict(shape.dims).get("r", ()))
     buckets: Buckets = ()
     if looped == "r" and as_int(length) is None and tiles[0].block("x") == 1:
-        buckets = _buckets(nest, shape, tiles, device)
+        buckets = buckets_of(max(max_live(nest.body, nest.axes), 1), tiles, device)
         tiles = [bucket_of(buckets, extent_hint(length))]
     along = frozenset(dict(shape.dims)[looped] if looped else ())
     nest = replace(nest, body=renumber(two_passes(nest.body, nest.axes, reduced - along)))
@@ -265,188 +256,32 @@ def _strategy(
     again: a row that is looped is read more than once.
     """
     lengths = {d: product(a.extent for a in nest.axes if a.name in axes) for d, axes in shape.dims}
-    extents = {"x": 1} | {d: _typical(n, _TYPICAL[d]) for d, n in lengths.items()}
+    extents = {"x": 1} | {d: typical(n, TYPICAL[d]) for d, n in lengths.items()}
     known = as_int(lengths.get("r", 1)) is not None
     live = max(max_live(nest.body, nest.axes), 1)
     if not reduced:
         if shape.rows:
-            return Strategy.ROW_TILE, _row_tile(extents, live), ""
+            return Strategy.ROW_TILE, rowwise_tiles(extents, live), ""
         if len(shape.dims) == 2:
-            return Strategy.TILE_2D, _tile_2d(extents, live), ""
-        return Strategy.FLAT, _flat(extents["x"], nest, table, live, device), ""
+            return Strategy.TILE_2D, tiles_of_two_sides(extents, live), ""
+        return Strategy.FLAT, flat_tiles(extents["x"], nest, table, live, device), ""
     if "q" in extents:
         use = column_use(nest.body, nest.axes, frozenset(dict(shape.dims)["q"]))
         known = use is not Use.NONE and as_int(lengths["q"]) is not None
-        held = _held_tile(extents, live, device) if known else None
+        held = held_tile(extents, live, device) if known else None
         if held is not None:
             return Strategy.PERSISTENT_ROW, [held], ""
-        return Strategy.ROW_AND_COLUMN, _row_and_column_tiles(nest, extents, live, use), "q"
+        return Strategy.ROW_AND_COLUMN, row_and_column_tiles(nest, extents, live, use), "q"
     split = any(is_workspace(table[b]) for b in nest.writes)
     units = _heavy_unit_axes(nest, table)
     if units and units[0] not in reduced and extents["x"] > 1:
-        tiles, looped = _column_tiles(extents, live, known)
+        tiles, looped = column_tiles(extents, live, known)
     else:
         along = [a for a in nest.loads if any(s.name in reduced for s in symbols_of(a.index))]
         sizes = [table[a.buffer].itemsize for a in along]
         online = online_sums(nest.body, nest.axes, frozenset(dict(shape.dims)["r"])) if again else ()
         # A running mean has its first value and a count beside it; a scan keeps all of a block.
         states = 3 * (bool(nest.scans) or any(i.op in MOMENTS for i in online))
-        tiles, looped = _row_tiles(extents, live, states, sizes, device, known, again)
+        tiles, looped = row_tiles(extents, live, states, sizes, device, known, again)
     row = Strategy.LOOPED_ROW if looped else Strategy.PERSISTENT_ROW
     return (Strategy.SPLIT_ROW if split and not looped else row), tiles, "r" if looped else ""
-
-
-CACHED_BLOCK, CACHED_LIVE = 32768, 3  # a row a multiprocessor: it is still in the second cache when read again
-RESIDENT_WARPS = 64  # of a multiprocessor: where rows are few, each has more of them
-IN_FLIGHT = 64  # bytes a thread of a looped row waits for: 2048 threads of a multiprocessor ask for 128 KB
-SHORT_ROWS = (64, 256, 1024)  # longest rows of a bucket
-
-
-def _buckets(nest: LoopNest, shape: _Shape, tiles: Sequence[Tile], device: DeviceModel) -> Buckets:
-    """Tiles for rows of every length: short ones share a program, so that no lane goes without a point."""
-    live = max(max_live(nest.body, nest.axes), 1)
-    short = ((longest, _persistent_tile(_TYPICAL["x"], longest, live, device)) for longest in SHORT_ROWS)
-    return (*((longest, tile) for longest, tile in short if tile is not None), (None, tiles[0]))
-
-
-def bucket_of(buckets: Buckets, length: int) -> Tile:
-    """The tile for rows of this length."""
-    return next(tile for longest, tile in buckets if longest is None or length <= longest)
-
-
-# What a symbolic extent is taken for at least: block sizes must suit the long sizes, short ones are quick anyway.
-_TYPICAL = {"x": 1 << 20, "y": 1 << 10, "r": 1 << 14, "q": 8}
-
-
-def _typical(extent: IndexLike, least: int) -> int:
-    """An extent for choosing blocks."""
-    return extent if isinstance(extent, int) else max(extent_hint(extent), least)
-
-
-def _flat(points: int, nest: LoopNest, table: Mapping[str, Buffer], live: int, device: DeviceModel) -> list[Tile]:
-    """Two 16-byte accesses a thread and buffer where few values live: GELU of bf16 on an H200 takes 64 us, not 72."""
-    accesses = [table[a.buffer].itemsize for a in (*nest.loads, *nest.stores)]
-    narrowest = min(accesses, default=4)
-    lanes = max(16 // narrowest, 1) if narrowest > 1 else 8  # elements of a 16-byte access
-    lanes = min(lanes, 8)
-    if live > 12:
-        lanes = min(lanes, 4)
-    warps = 4
-    block = 32 * warps * lanes * (2 if live <= 6 and len(accesses) <= 7 else 1)
-    while block > 128 and points < block * device.multiprocessors:
-        block //= 2
-        warps = min(max(block // (32 * lanes), 1), warps)
-    others = [Tile((("x", block * 2),), min(warps * 2, 8)), Tile((("x", block * 2),), warps)]
-    return [Tile((("x", block),), warps), *others, *([Tile((("x", block // 2),), warps)] if block > 256 else [])]
-
-
-def _tile_2d(extents: Mapping[str, int], live: int) -> list[Tile]:
-    side = 64 if live <= 6 else 32
-    x = min(side, next_power_of_2(extents["x"]))
-    y = min(side, next_power_of_2(extents["y"]))
-    tiles = [Tile((("y", y), ("x", x)), 8 if x * y >= 4096 else 4)]
-    if side == 64:
-        tiles.append(Tile((("y", min(y, 32)), ("x", min(x, 32))), 4))
-    return tiles
-
-
-def _row_tile(extents: Mapping[str, int], live: int) -> list[Tile]:
-    """About a thousand points a program: of one row, or of a few short ones."""
-    x = _row_block(extents["x"])
-    assert x is not None, "only rows that blocks cover well are tiled"
-    y = max(1024 // x, 1)
-    warps = 8 if live > 12 or x > 1024 else 4
-    return [Tile((("y", y), ("x", x)), warps), Tile((("y", 2 * y), ("x", x)), 8)]
-
-
-def _row_tiles(
-    extents: Mapping[str, int],
-    live: int,
-    states: int,
-    sizes: Sequence[int],
-    device: DeviceModel,
-    known: bool,
-    again: bool,
-) -> tuple[list[Tile], bool]:
-    """states: values that a loop carries beside sums. sizes: bytes of a point, of each access along the row. known: the
-    length of a row is a number; else only a loop suits every length. again: a looped row is read more than once."""
-    rows, columns = extents["x"], extents["r"]
-    whole = next_power_of_2(max(columns, 1))
-    if known and whole <= 2 * PERSISTENT_LIMIT:
-        tile = _persistent_tile(rows, whole, live, device)
-        if tile is not None:
-            return [tile], False
-    loaded = sum(sizes)
-    tiles: list[Tile] = []
-    kept = columns * loaded * device.multiprocessors <= device.cache and rows >= device.multiprocessors
-    if again and kept and whole >= CACHED_BLOCK and live + states <= CACHED_LIVE:
-        tiles.append(Tile((("x", 1), ("r", CACHED_BLOCK)), 32))
-    resident = max(RESIDENT_WARPS // -(-rows // device.multiprocessors), 1)
-    for block in (4096, 2048, 1024, 512):
-        warps = min(max(block // 512, 4), 16)
-        while warps < 16 and block * loaded > IN_FLIGHT * 32 * warps:
-            warps *= 2
-        while warps < 16 and warps < resident and block * min(sizes, default=4) >= 2 * 16 * 32 * warps:
-            warps *= 2
-        if registers_needed(block, warps, live) <= 128:
-            tiles.append(Tile((("x", 1), ("r", min(block, whole))), warps))
-    return tiles or [Tile((("x", 1), ("r", min(256, whole))), 4)], True
-
-
-def _persistent_tile(rows: int, whole: int, live: int, device: DeviceModel) -> Tile | None:
-    block = 1
-    while block * whole < 1024 and block * 2 * device.multiprocessors <= rows:
-        block *= 2
-    points = block * whole
-    warps = 1
-    while warps < 32 and points // (32 * warps) > 16:
-        warps *= 2
-    while warps < 16 and registers_needed(points, warps, live) > 128 and points // (32 * warps) > 4:
-        warps *= 2
-    limit = min(200, 65536 // (32 * warps) - 8)
-    return Tile((("x", block), ("r", whole)), warps) if registers_needed(points, warps, live) <= limit else None
-
-
-def _column_tiles(extents: Mapping[str, int], live: int, known: bool) -> tuple[list[Tile], bool]:
-    rows, columns = extents["x"], extents["r"]
-    x = min(64, next_power_of_2(rows))
-    whole = next_power_of_2(max(columns, 1))
-    if known and whole * x <= 4096 and registers_needed(whole * x, 4, live) <= 160:
-        return [Tile((("x", x), ("r", whole)), 4)], False
-    r = max(min(4096 // x if live <= 4 else 2048 // x, whole), 1)
-    return [Tile((("x", x), ("r", r)), 8)], True
-
-
-def _held_tile(extents: Mapping[str, int], live: int, device: DeviceModel) -> Tile | None:
-    """All rows of a program at once, when registers suffice: then none is read again."""
-    rows, columns = next_power_of_2(extents["q"]), next_power_of_2(extents["r"])
-    tile = _persistent_tile(extents["x"], rows * columns, live, device) if rows * columns <= HELD_POINTS else None
-    return replace(tile, blocks=(("x", tile.block("x")), ("q", rows), ("r", columns))) if tile is not None else None
-
-
-def _row_and_column_tiles(nest: LoopNest, extents: Mapping[str, int], live: int, use: Use) -> list[Tile]:
-    """A few rows a step, so that the sums along the columns stay in registers beside the rows."""
-    sums = sum(1 for i in nest.body if i.reduced_axes)
-    whole, most = next_power_of_2(extents["r"]), rows_at_once(extents["q"], extents["r"], use)
-    rows, warps = most, 16
-    limits, steps = ((4, 208), (8, 176)), (most, most // 2)  # the estimate is a third above what the compiler needs
-    if use is Use.AGAIN:  # but for what later phases compute again; and each step is waited for
-        limits, steps = ((4, 128), (8, 128)), (most, 0)
-    for fewer, limit in limits:
-        fitting = [n for n in steps if n and registers_needed(n * whole, fewer, live + sums) <= limit]
-        if fitting:
-            rows, warps = fitting[0], fewer
-            break
-    written = set(nest.writes)
-    in_place = any(a.buffer in written for a in nest.loads)
-    ahead = ROW_STAGES if whole <= WHOLE_LIMIT else ROW_STAGES - 1  # what is loaded ahead lies in shared memory
-    blocks, stages = (("x", 1), ("q", rows), ("r", whole)), 1 if in_place else ahead
-    return [Tile(blocks, warps, stages), *([Tile(blocks, 2 * warps, stages)] if use is Use.AGAIN else [])]
-
-
-def registers_needed(points: int, warps: int, live: int) -> int:
-    """Estimated 32-bit registers a thread: each live value's share of the tile, and some to spare."""
-    return SPARE_REGISTERS + live * -(-points // (32 * warps))
-
-
-__all__ = ["plan_group", "registers_needed"]

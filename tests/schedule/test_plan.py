@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import fusec
 from fusec.ir.kernels import DimKind, KernelPlan, Strategy
 from fusec.schedule import plan
-from fusec.schedule.plan import registers_needed
+from fusec.schedule.blocks import registers_needed
 from fusec.schedule.reduced import next_power_of_2
 from tests.schedule.nests import kernels, scheduled
 
