@@ -29,6 +29,7 @@ from fusec.schedule.blocks import (
     column_tiles,
     flat_tiles,
     held_tile,
+    overwrites_loads,
     row_and_column_tiles,
     row_block,
     row_tiles,
@@ -44,14 +45,13 @@ from fusec.schedule.phases import split_phases
 from fusec.schedule.predicted import extent_hint
 from fusec.schedule.reduced import ReducedShape, Use, column_use, reduced_axes, reduced_shape
 from fusec.schedule.split import is_workspace
-from fusec.schedule.strides import axis_order, unit_axis_of, weighted_accesses
+from fusec.schedule.strides import axis_order, heavy_accesses, unit_axis_of
 
 MIN_TILE_EXTENT = 8  # a shorter contiguous run gains nothing from a second tile dimension
 MIN_ROW_TILE_POINTS = 1 << 22  # a kernel with fewer points takes a few microseconds either way
 MIN_ROW_WORK = 6  # instructions a row shares: below, two grid dimensions gain nothing
 MIN_ROWS = 64
 ROW_ALIGNMENT = 16  # elements: every row starts where a 16-byte access may
-HEAVY = 0.2  # share of the heaviest access above which an access deserves coalescing
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +146,10 @@ def _row_axes(nest: LoopNest, axes: Sequence[Axis]) -> int:
 
 def _heavy_unit_axes(nest: LoopNest, table: Mapping[str, Buffer]) -> list[str]:
     """The axes along which heavy accesses are contiguous, heaviest first."""
-    accesses = weighted_accesses(nest, table)
-    heaviest = accesses[0][0] if accesses else 0
     units: list[str] = []
-    for weight, access in accesses:
+    for access in heavy_accesses(nest, table):
         unit = unit_axis_of(access, nest.axes)
-        if unit is not None and weight >= HEAVY * heaviest and unit not in units:
+        if unit is not None and unit not in units:
             units.append(unit)
     return units
 
@@ -274,14 +272,14 @@ def _strategy(
         return Strategy.ROW_AND_COLUMN, row_and_column_tiles(nest, extents, live, use), "q"
     split = any(is_workspace(table[b]) for b in nest.writes)
     units = _heavy_unit_axes(nest, table)
+    along = [a for a in nest.loads if any(s.name in reduced for s in symbols_of(a.index))]
+    sizes = [table[a.buffer].itemsize for a in along]
     if units and units[0] not in reduced and extents["x"] > 1:
-        tiles, looped = column_tiles(extents, live, known)
+        tiles, looped = column_tiles(extents, live, sizes, device, known, overwrites_loads(nest))
     else:
-        along = [a for a in nest.loads if any(s.name in reduced for s in symbols_of(a.index))]
-        sizes = [table[a.buffer].itemsize for a in along]
         online = online_sums(nest.body, nest.axes, frozenset(dict(shape.dims)["r"])) if again else ()
         # A running mean has its first value and a count beside it; a scan keeps all of a block.
         states = 3 * (bool(nest.scans) or any(i.op in MOMENTS for i in online))
-        tiles, looped = row_tiles(extents, live, states, sizes, device, known, again)
+        tiles, looped = row_tiles(extents, live, states, sizes, device, known, again, overwrites_loads(nest))
     row = Strategy.LOOPED_ROW if looped else Strategy.PERSISTENT_ROW
     return (Strategy.SPLIT_ROW if split and not looped else row), tiles, "r" if looped else ""

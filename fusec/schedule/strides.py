@@ -6,12 +6,14 @@ x[4096*p0 + p1] ++ y[64*p1 + p0]     ->  p1 is x's unit axis, p0 is y's
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
+from math import gcd, prod
 
 from fusec.ir.analysis import index_axes, varying
-from fusec.ir.index import Expr, evaluate, symbols_of
+from fusec.ir.index import Expr, as_int, evaluate, symbols_of
 from fusec.ir.types import Access, Axis, Buffer, Instr, LoopNest
 from fusec.schedule.predicted import extent_hint, predicted_nest
+
+HEAVY = 0.2  # share of the heaviest access above which an access deserves coalescing
 
 
 def stride_of(index: Expr, axis: str, extents: Mapping[str, int]) -> int:
@@ -46,6 +48,13 @@ def weighted_accesses(nest: LoopNest, table: Mapping[str, Buffer] | None = None)
             found.setdefault((instr.access.buffer, instr.access.index), (weight, instr.out is None, instr.access))
     ordered = sorted(found.values(), key=lambda item: (-item[0], not item[1]))
     return [(weight, access) for weight, _, access in ordered]
+
+
+def heavy_accesses(nest: LoopNest, table: Mapping[str, Buffer]) -> list[Access]:
+    """The accesses that move at least a fifth of the bytes of the heaviest, heaviest first."""
+    accesses = weighted_accesses(nest, table)
+    heaviest = accesses[0][0] if accesses else 0
+    return [access for weight, access in accesses if weight >= HEAVY * heaviest]
 
 
 def _size(instr: Instr, table: Mapping[str, Buffer] | None) -> int:
@@ -88,3 +97,14 @@ def unit_axis_of(access: Access, axes: Sequence[Axis]) -> str | None:
     """The axis along which one access is contiguous, or None."""
     extents = {a.name: extent_hint(a.extent) or 1 for a in axes}
     return next((a.name for a in axes if stride_of(access.index, a.name, extents) == 1), None)
+
+
+def neighbours_of(access: Access, axes: Sequence[Axis], itemsize: int) -> int:
+    """Points along the last axis that one access of 16 bytes takes, of a nest whose axes are one long row; 1 where
+    they do not lie side by side, or not where such an access may begin."""
+    inner = axes[-1]
+    rest = access.index - inner.symbol
+    if any(s.name == inner.name for s in symbols_of(rest)):
+        return 1
+    ends = [as_int(inner.extent) or 1] if len(axes) > 1 else []
+    return gcd(max(16 // itemsize, 1), *ends, *(coefficient for _, coefficient in rest.terms))

@@ -52,8 +52,40 @@ def test_few_rows_have_more_warps_each() -> None:
     def over_channels(x: torch.Tensor) -> torch.Tensor:
         return F.batch_norm(x, None, None, training=True)
 
-    few, many = (plan_of(over_channels, (64, channels, 56, 56)) for channels in (256, 8192))
+    few, many = (plan_of(over_channels, (16, channels, 56, 56)) for channels in (256, 8192))
     assert (few.tile.num_warps, many.tile.num_warps) == (16, 8)
+
+
+@pytest.mark.parametrize(("channels", "warps", "stages"), [(100, 16, 3), (256, 8, 3), (512, 16, 1)])
+def test_few_long_rows_load_ahead(channels: int, warps: int, stages: int) -> None:
+    def over_channels(x: torch.Tensor) -> torch.Tensor:
+        return F.batch_norm(x, None, None, training=True)
+
+    plan = plan_of(over_channels, (64, channels, 56, 56))
+    assert (plan.tile.num_warps, plan.tile.num_stages) == (warps, stages)
+
+
+@pytest.mark.parametrize(("shape", "warps", "rows"), [((1 << 22, 64), 4, 32), ((4096, 16384), 8, 64)])
+def test_sums_along_columns_load_ahead(shape: tuple[int, ...], warps: int, rows: int) -> None:
+    """Half the warps a program where there are many programs: the first shape's rows are split into 512 slices."""
+    first = kernels(steps_of(lambda x: x.float().square().sum(0), shape))[0]
+    assert (first.tile.num_warps, first.tile.block("r"), first.tile.num_stages) == (warps, rows, 3)
+
+
+def test_sums_along_few_rows_or_over_what_is_loaded_do_not_load_ahead() -> None:
+    def overwritten(x: torch.Tensor) -> torch.Tensor:
+        x.mul_(2)
+        return x.sum(0)
+
+    short = kernels(steps_of(lambda x: x.float().sum(0), (100, 100_000)))[0]
+    same = next(p for p in kernels(steps_of(overwritten, (4096, 16384))) if p.strategy is Strategy.LOOPED_ROW)
+    assert {(p.strategy, p.tile.num_stages) for p in (short, same)} == {(Strategy.LOOPED_ROW, 1)}
+
+
+@pytest.mark.parametrize(("stride", "block"), [(1, 512), (2, 256)])
+def test_points_whose_neighbours_are_no_one_access_are_few_a_thread(stride: int, block: int) -> None:
+    plan = plan_of(lambda x: F.avg_pool2d(x, 3, stride, 1), (64, 64, 112, 112))
+    assert (plan.tile.block("x"), plan.tile.num_warps) == (block, 4)
 
 
 @pytest.mark.parametrize("name", ["ln_train", "rms_train"])
