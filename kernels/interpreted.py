@@ -126,6 +126,12 @@ def _exp_sum_of(m: Any, s: Any, axis: Any = None) -> Any:
     return _tensor(result, s.dtype.scalar, dim is None)
 
 
+def _add_to_part(sums: Any, part: Any, x: Any) -> tuple[Any, ...]:
+    """The sums of all parts of a row, x added to those of one part."""
+    at = int(_plain(part))
+    return (*sums[:at], sums[at] + x, *sums[at + 1 :])
+
+
 def _moments_step(first: Any, mean: Any, s: Any, count: Any, x: Any, inside: Any, step: Any) -> tuple[Any, ...]:
     """A step of a looped mean and dev_sum: the first value, the mean relative to it, the sum about that, the count."""
     values = (_array(v) for v in (first, mean, s, count, x))
@@ -344,6 +350,7 @@ device = SimpleNamespace(
     philox_neighbours=_philox_neighbours,
     argmax=_positions(torch.gt),
     argmin=_positions(torch.lt),
+    add_to_part=_add_to_part,
     exp_sum_step=_exp_sum_step,
     exp_sum_of=_exp_sum_of,
     moments_step=_moments_step,

@@ -42,6 +42,12 @@ def sum(x: tl.tensor, axis: tl.constexpr = None) -> tl.tensor:
 
 
 @triton.jit
+def add_to_part(sums: tl.tuple, part: tl.constexpr, x: tl.tensor) -> tl.tuple:
+    """The sums of all parts of a row, x added to those of one part."""
+    return sums[:part] + (sums[part] + x,) + sums[part + 1 :]  # noqa: RUF005  Triton knows no unpacking
+
+
+@triton.jit
 def exp_sum(x: tl.tensor, axis: tl.constexpr = None) -> tl.tensor:
     """Sum of exp(x - max x)."""
     return sum(_exp_of_difference(x - max(x, axis)), axis)

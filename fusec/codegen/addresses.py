@@ -53,10 +53,14 @@ class Widths(Enum):
 
 @dataclass
 class Section:
-    """Lines of one part of a kernel; `defined` holds the variables of indices, masks and offsets written in it."""
+    """Lines of one part of a kernel; `defined` holds the variables of indices, masks and offsets written in it.
+
+    outer: the section around a loop over the parts of a row.
+    """
 
     lines: list[str] = field(default_factory=list)
     defined: dict[object, str] = field(default_factory=dict)
+    outer: Section | None = None
 
 
 class Addresses:
@@ -80,6 +84,7 @@ class Addresses:
         self.wide_sizes = widths is Widths.WIDE
         limits: set[IndexLike] | None = set() if widths is Widths.GUARDED else None
         self.loop = next((d for d in dims if d.kind is DimKind.LOOP), None)
+        self.parts = next((d for d in dims if d.kind is DimKind.PARTS), None)
         self.by_name = {d.name: d for d in dims}
         self.by_variable = {d.variable: d for d in dims}
         self.sizes: dict[str, str] = {}
@@ -87,7 +92,7 @@ class Addresses:
         self._top: list[tuple[int, int, str]] = []
         self._top_defined: dict[object, str] = {}
         self._section = Section()
-        self._region: Region = (0, Part.BEFORE)
+        self._region = Region(0, Part.BEFORE)
         self._flat: dict[Expr, Expr] = {}
         axes = {name: expr for d in dims for name, expr in d.axis_exprs().items()}
         axes |= {a.name: Expr(()) for a in plan.axes if a.name not in axes}
@@ -165,7 +170,7 @@ class Addresses:
     def mask(self, wanted: frozenset[str]) -> str:
         """The variable that masks these dimensions."""
         masked = [d for d in self.dims if d.name in wanted]
-        place = self._region if any(d is self.loop for d in masked) else None
+        place = self._place_of(frozenset(d.name for d in masked), self._region)
         if len(masked) > 1:
             text = " & ".join(self.mask(frozenset({d.name})) for d in masked)
             return self._define(wanted, place, _MASK, lambda: self._fresh("mask", place), text)
@@ -175,8 +180,8 @@ class Addresses:
         return self._define(wanted, place, _MASK, lambda: name, f"{self.variable(dim)} < {self.extent(dim)}")
 
     def variable(self, dim: Dim) -> str:
-        """The variable of a dimension; that of the loop is written at the loop's head."""
-        if dim.kind is DimKind.LOOP or dim.variable in self._top_defined:
+        """The variable of a dimension; that of a loop is written at the loop's head."""
+        if dim.kind.is_walked or dim.variable in self._top_defined:
             return dim.variable
         text = f"tl.arange(0, {dim.block}){dim.subscript}"
         if dim.program is not None:
@@ -190,7 +195,7 @@ class Addresses:
 
     def _start(self, dim: Dim) -> str:
         """The variable of a tile's first index along a dimension; that of the loop is the loop's own."""
-        if dim.kind is DimKind.LOOP:
+        if dim.kind.is_walked:
             return f"{dim.variable}_start"
         key = ("start", dim.variable)
         return self._define(
@@ -213,23 +218,38 @@ class Addresses:
                 self.divisions.update(set(_divisions(flat)))
 
     def _place(self, flat: Expr, region: Region) -> Region | None:
-        """Where a definition lives: the loop of a phase, or (None) the top of the kernel."""
-        varies = self.loop is not None and self.loop.name in self.spread(flat)
-        return region if varies else None
+        """Where a definition lives: the loop of a phase, in it the loop over the parts, or (None) the kernel's top."""
+        return self._place_of(self.spread(flat), region)
+
+    def _place_of(self, spread: frozenset[str], region: Region) -> Region | None:
+        if self.parts is not None and self.parts.name in spread:
+            return region
+        return region.around if self.loop is not None and self.loop.name in spread else None
+
+    def _defined(self, place: Region | None) -> dict[object, str]:
+        section = self._section_of(place)
+        return self._top_defined if section is None else section.defined
+
+    def _section_of(self, place: Region | None) -> Section | None:
+        """The section of a place: the one being written, or that around it; None for the top."""
+        if place is None:
+            return None
+        return self._section.outer if place.inside is Part.BEFORE and self._section.outer else self._section
 
     def _fresh(self, hint: str, place: Region | None) -> str:
         return self.names.fresh(hint, local=place is not None)
 
     def _define(self, key: object, place: Region | None, order: int, name: Callable[[], str], text: str) -> str:
         """Write `name = text` once in the section where it belongs."""
-        defined = self._top_defined if place is None else self._section.defined
+        section = self._section_of(place)
+        defined = self._defined(place)
         if key not in defined:
             defined[key] = name()
             line = f"{defined[key]} = {text}"
-            if place is None:
+            if section is None:
                 self._top.append((order, len(self._top), line))
             else:
-                self._section.lines.append(line)
+                section.lines.append(line)
         return defined[key]
 
     def _hoisted(self, atom: Atom) -> str | None:
@@ -238,7 +258,7 @@ class Addresses:
         if self.divisions[atom] < 2 or _holds_values(flat):
             return None
         place = self._place(flat, self._region)
-        defined = self._top_defined if place is None else self._section.defined
+        defined = self._defined(place)
         if flat in defined:
             return defined[flat]
         text = self.printer.division(atom).text

@@ -3,7 +3,7 @@
 Enters: a KernelPlan and its Dims. Leaves:
 
     varying[v]   the tile dimensions along which value v varies
-    region[k]    where line k is written: before, in or after the loop of its phase
+    region[k]    where line k is written: before, in or after the loop of its phase, and in which walk along a row
     uses[v]      how often v is read, and in which regions
 """
 
@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from fusec.codegen.tiles import Dim
 from fusec.errors import FusecError
@@ -31,7 +32,27 @@ class Part(IntEnum):
     AFTER = 2
 
 
-Region = tuple[int, Part]  # (phase, part)
+class Region(NamedTuple):
+    """Where a line is written: in which phase, and before, in or after its loop.
+
+    walk, inside: where a row is walked along in parts, in which of the walks that follow one another there, and before,
+    in or after the loop over the parts.
+    """
+
+    phase: int
+    part: Part
+    walk: int = 0
+    inside: Part = Part.BEFORE
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Passes over the same memory, first ones first."""
+        return self.phase, self.walk
+
+    @property
+    def around(self) -> Region:
+        """The region around the loop over the parts."""
+        return Region(self.phase, self.part)
 
 
 @dataclass(frozen=True)
@@ -74,8 +95,11 @@ def analyze(plan: KernelPlan, dims: tuple[Dim, ...]) -> Analysis:
             ends_loop = loop is not None and loop in removed  # a reduction over axes of extent 1 is a copy
             if instr.out is not None and (part is Part.AFTER or ends_loop):
                 after.add(instr.out)
-            regions.append((number, part))
+            regions.append(Region(number, part))
     live, uses, users, defined = _uses(plan.body)
+    parts = next((d.name for d in dims if d.kind is DimKind.PARTS), None)
+    if parts is not None:
+        regions = walks(plan, regions, users, varying, parts, dims)
     long = {d.name for d in dims if d.kind is DimKind.WHOLE and plan.tile.block(d.name) > WHOLE_LIMIT}
     if loop is not None and long:
         _load_again(plan, regions, users, {v for v, found in varying.items() if found & long})
@@ -89,12 +113,51 @@ def _load_again(plan: KernelPlan, regions: list[Region], users: dict[str, tuple[
     """
     written = {i.access.buffer for i in plan.body if i.access is not None and i.op == "store"}
     for k in range(len(plan.body) - 1, -1, -1):
-        instr, (phase, part) = plan.body[k], regions[k]
+        instr, (phase, part, *_) = plan.body[k], regions[k]
         if part is not Part.BEFORE or instr.op not in ("load", "cast") or instr.out not in long:
             continue
         changes = instr.access is not None and instr.access.buffer in written
-        if not changes and all(regions[u] == (phase, Part.LOOP) for u in users.get(instr.out, ())):
-            regions[k] = (phase, Part.LOOP)
+        if not changes and all(regions[u] == Region(phase, Part.LOOP) for u in users.get(instr.out, ())):
+            regions[k] = Region(phase, Part.LOOP)
+
+
+def walks(
+    plan: KernelPlan,
+    regions: list[Region],
+    users: dict[str, tuple[int, ...]],
+    varying: dict[str, frozenset[str]],
+    parts: str,
+    dims: tuple[Dim, ...],
+) -> list[Region]:
+    """The regions of a kernel that walks along its rows in parts; all that varies along a row is in such a walk.
+
+    What needs a sum of the row belongs to the next walk: the plan has the lines that both need twice.
+    """
+    dim_of_axis = {a.name: d.name for d in dims for a in d.axes}
+    result = list(regions)
+    summed: dict[str, int] = {}  # what exists only once a walk has ended -> that walk
+    walk_of: dict[str, int] = {}
+    along = [parts in spread_of(i, varying, dim_of_axis) for i in plan.body]
+    for k, instr in enumerate(plan.body):
+        late = [summed[v] for v in instr.value_operands if v in summed]
+        walk = max(
+            [w + 1 if along[k] else w for w in late] + [walk_of.get(v, 0) for v in instr.value_operands], default=0
+        )
+        part = Part.LOOP if along[k] and regions[k].part is Part.BEFORE else regions[k].part
+        walk = 0 if part is Part.AFTER else walk
+        inside = Part.LOOP if along[k] else Part.AFTER if late else Part.BEFORE
+        result[k] = Region(regions[k].phase, part, walk, inside)
+        if instr.out is not None:
+            walk_of[instr.out] = walk
+            if inside is Part.AFTER or (along[k] and parts not in varying[instr.out]):
+                summed[instr.out] = walk
+    for k in range(len(plan.body) - 1, -1, -1):  # a line and its reader are in one walk
+        instr = plan.body[k]
+        readers = [result[u] for u in users.get(instr.out or "", ()) if along[u]]
+        if along[k] and instr.out is not None and parts in varying[instr.out] and readers:
+            same = [r for r in readers if r.part is result[k].part]
+            result[k] = max([result[k], *same], key=lambda r: r.walk)
+    return result
 
 
 def spread_of(instr: Instr, varying: dict[str, frozenset[str]], dim_of_axis: dict[str, str]) -> frozenset[str]:

@@ -13,20 +13,20 @@ A value read once is written where it is read, while the line stays short; every
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 
 import torch
 
+from fusec.codegen.accumulators import Accumulators
 from fusec.codegen.addresses import Addresses, Section, Widths
 from fusec.codegen.analysis import Analysis, Part, Region, row_dims, spread_of
 from fusec.codegen.hints import Hints
 from fusec.codegen.names import Names
 from fusec.codegen.neighbours import neighbours_along
 from fusec.codegen.padding import Padding
-from fusec.codegen.reduce import accumulator_dtype, combine, finish, initial, reduce_call
-from fusec.codegen.scan import carries, continued, scan_call
+from fusec.codegen.reduce import accumulator_dtype, reduce_call
+from fusec.codegen.scan import continued, scan_call
 from fusec.codegen.text import AND, ATOM, MUL, UNARY, Text, call
 from fusec.codegen.tiles import Dim
 from fusec.codegen.triton import TEXT, Operand, convert, dtype_text, literal, render, stores_implicitly
@@ -76,13 +76,12 @@ class Emitter:
         self.hints, self.kept, self.padding = hints.names, hints.kept, padding
         self.pointers, self.precision = pointers, precision
         self.values: dict[str, Value] = {}
-        self.accumulators: dict[str, list[str]] = {}
-        self.shared: set[str] = set()  # reductions whose accumulators another one takes its tiles into
         self.addresses = Addresses(plan, dims, analysis, names, self._index_text, self._index_is_wide, widths)
+        self.accumulators = Accumulators(plan, dims, analysis, names, hints, self.addresses)
         self.neighbours = neighbours_along(plan, analysis, self.addresses)
-        self.loop = self.addresses.loop
+        self.loop, self.parts = self.addresses.loop, self.addresses.parts
         self.by_name = self.addresses.by_name
-        self._enter(Section(), (0, Part.BEFORE))
+        self._enter(Section(), Region(0, Part.BEFORE))
 
     def _enter(self, section: Section, region: Region) -> None:
         self.section, self.region = section, region
@@ -106,28 +105,61 @@ class Emitter:
 
     def _phase(self, number: int, phase: list[tuple[int, Instr]]) -> list[str]:
         live = [(k, i) for k, i in phase if self.analysis.live[k]]
-        parts = {p: [(k, i) for k, i in live if self.analysis.regions[k][1] is p] for p in Part}
+        parts = {p: [(k, i) for k, i in live if self.analysis.regions[k].part is p] for p in Part}
         before, inside, after = Section(), Section(), Section()
-        self._run(parts[Part.BEFORE], before, (number, Part.BEFORE))
+        self._walks(parts[Part.BEFORE], before, Region(number, Part.BEFORE))
         if not parts[Part.LOOP]:
-            self._run(parts[Part.AFTER], before, (number, Part.AFTER))
+            self._walks(parts[Part.AFTER], before, Region(number, Part.AFTER))
             return before.lines
         assert self.loop is not None
-        finals = self._accumulators(parts[Part.LOOP], before)
-        self._run(parts[Part.LOOP], inside, (number, Part.LOOP))
+        declared, ending = self.accumulators.declare([i for _, i in parts[Part.LOOP]], self.loop)
+        before.lines += declared
+        self._walks(parts[Part.LOOP], inside, Region(number, Part.LOOP))
         self.names.end_loop()
-        self._enter(after, (number, Part.AFTER))
-        for instr, accumulators in finals:
-            self._finish(instr, accumulators)
-        self._run(parts[Part.AFTER], after, (number, Part.AFTER))
+        self._walks(parts[Part.AFTER], after, Region(number, Part.AFTER), ending)
         barrier = ["tl.debug_barrier()"] if self._rereads_stores(number) else []
-        base = f"{self.loop.variable}_start"
-        bounds, stages = f"0, {self.addresses.extent(self.loop)}, {self.loop.block}", self.plan.tile.num_stages
-        steps = f"range({bounds})" if stages == 1 else f"tl.range({bounds}, num_stages={stages})"
-        head = f"for {base} in {steps}:"
-        index = f"{self.loop.variable} = {base} + tl.arange(0, {self.loop.block}){self.loop.subscript}"
-        body = ["    " + line for line in [index, *inside.lines]]
-        return [*barrier, *before.lines, head, *body, *after.lines]
+        stages = self.plan.tile.num_stages
+        loop = self._loop(self.loop, inside, "range" if stages == 1 else "tl.range", stages)
+        return [*barrier, *before.lines, *loop, *after.lines]
+
+    def _walks(
+        self, lines: list[tuple[int, Instr]], section: Section, region: Region, ending: Sequence[Instr] = ()
+    ) -> None:
+        """The lines of a region; where a row is walked along in parts, walk after walk.
+
+        ending: reductions along the loop that has just ended, whose results come first.
+        """
+        self._enter(section, region)
+        for instr in ending:
+            if not self.accumulators.in_parts(instr):
+                self._finish(instr, self.loop)
+        for walk in sorted({self.analysis.regions[k].walk for k, _ in lines}):
+            own = {p: [(k, i) for k, i in lines if self.analysis.regions[k][2:] == (walk, p)] for p in Part}
+            self._run(own[Part.BEFORE], section, region._replace(walk=walk))
+            if own[Part.LOOP]:
+                assert self.parts is not None
+                declared, sums = self.accumulators.declare([i for _, i in own[Part.LOOP]], self.parts)
+                section.lines += declared
+                inside = Section(outer=section)
+                self._enter(inside, region._replace(walk=walk, inside=Part.LOOP))
+                for instr in ending:
+                    if self.accumulators.in_parts(instr):
+                        self._finish(instr, self.loop)
+                self._run(own[Part.LOOP], inside, region._replace(walk=walk, inside=Part.LOOP))
+                sums_of_parts = [i for i in (*(i for _, i in own[Part.LOOP]), *ending) if i.reduced_axes]
+                apart = any(map(self.accumulators.in_parts, sums_of_parts))
+                section.lines += self._loop(self.parts, inside, "tl.static_range" if apart else "range")
+                self._enter(section, region._replace(walk=walk, inside=Part.AFTER))
+                for instr in sums:
+                    self._finish(instr, self.parts)
+            self._run(own[Part.AFTER], section, region._replace(walk=walk, inside=Part.AFTER))
+
+    def _loop(self, dim: Dim, inside: Section, steps: str, stages: int = 1) -> list[str]:
+        """A loop over blocks of a dimension. steps: what its head calls."""
+        base, start = f"{dim.variable}_start", f"tl.arange(0, {dim.block}){dim.subscript}"
+        ahead = f", num_stages={stages}" if stages != 1 else ""
+        head = f"for {base} in {steps}(0, {self.addresses.extent(dim)}, {dim.block}{ahead}):"
+        return [head, *(f"    {line}" for line in [f"{dim.variable} = {base} + {start}", *inside.lines])]
 
     def _rereads_stores(self, number: int) -> bool:
         """A phase that loads what an earlier one stored must wait for all threads of the program."""
@@ -171,7 +203,7 @@ class Emitter:
         self.values[instr.out] = replace(value, text=Text(name), ops=0)
 
     def _fresh(self, hint: str) -> str:
-        return self.names.fresh(hint, local=self.region[1] is Part.LOOP)
+        return self.names.fresh(hint, local=self.region.part is Part.LOOP)
 
     def _folds(self, instr: Instr, value: Value) -> bool:
         """True when the value's only reader, in the same region, can hold its text."""
@@ -356,13 +388,10 @@ class Emitter:
         (name,) = removed
         dim = self.by_name[name]
         tiles = self._short(instr, self._reduction_operands(instr, operands, dim))
-        if dim.kind is DimKind.LOOP:
-            if instr.out in self.shared:
-                return
+        if dim.kind.is_walked:
             masked = instr.op in MOMENTS and dim.mask is not None
             mask = self.addresses.mask(frozenset({dim.name})) if masked else ""
-            step = f"{dim.variable}_start // {dim.block}"
-            self.section.lines += combine(instr, self.accumulators[instr.out], tiles, operands[0].dtype, mask, step)
+            self.section.lines += self.accumulators.step(instr, tiles, operands[0].dtype, dim, mask)
             return
         text = reduce_call(instr, tiles, dim, operands[0].dtype)
         ops = sum(self.values[a].ops for a in instr.args) + 2
@@ -389,7 +418,7 @@ class Emitter:
             return
         result = self._fresh(self.hints[instr.out])
         names = [result] if len(tiles) == 1 else [self._fresh("extreme"), result]
-        carry, dtype = self.accumulators[instr.out], operands[0].dtype
+        carry, dtype = self.accumulators.carry(instr), operands[0].dtype
         self.section.lines += continued(instr, names, carry, tiles, dim, dtype)
         self._set(instr, Value(Text(result), instr.dtype))
 
@@ -428,78 +457,14 @@ class Emitter:
                 if operand.is_literal:
                     fill = self._full(Operand(fill, wide)).text
                 text = Text(f"tl.where({self.addresses.mask(frozenset({dim.name}))}, {fill.text}, {neutral.text})")
-            elif dim.kind is not DimKind.LOOP:
+            elif not dim.kind.is_walked:
                 text = self._over(name, text, dim)
             result.append(text)
         return result
 
-    def _accumulators(self, inside: list[tuple[int, Instr]], before: Section) -> list[tuple[Instr, list[str]]]:
-        """Declare the accumulators and the carries of a loop; returns each reduction with its names."""
-        assert self.loop is not None
-        found: list[tuple[Instr, list[str]]] = []
-        moments: dict[tuple[str, ...], list[str]] = {}
-        maxima = {
-            i.args: self.names.fresh(f"{self.hints[i.out]}_max") for _, i in inside if i.op == "exp_sum" and i.out
-        }
-        for _, instr in inside:
-            if not instr.row_axes or self.loop.name not in row_dims(self.plan, instr, self.dims):
-                continue
-            assert instr.out is not None
-            if is_scan(instr.op):
-                before.lines += self._carries(instr)
-                continue
-            spread = self.analysis.varying[instr.out] | {self.loop.name}
-            names = [self.names.fresh(f"{self.hints[instr.out]}_acc")]
-            if instr.op in ("argmax", "argmin"):
-                names.append(self.names.fresh(f"{self.hints[instr.out]}_at"))
-            elif instr.op == "exp_sum":  # the running maxima, and the sums relative to them
-                names.insert(0, maxima[instr.args])
-            elif instr.op == "max" and instr.args in maxima:
-                self.accumulators[instr.out] = [maxima[instr.args]]
-                self.shared.add(instr.out)
-                found.append((instr, [maxima[instr.args]]))
-                continue
-            elif instr.op in MOMENTS and instr.args in moments:
-                self.accumulators[instr.out] = moments[instr.args]
-                self.shared.add(instr.out)
-                found.append((instr, moments[instr.args]))
-                continue
-            elif instr.op in MOMENTS:  # the first value, the mean relative to it, the sum about that, of how many
-                hint = self.hints[instr.out]
-                before_it = [self.names.fresh(f"{hint}_{part}") for part in ("first", "mean")]
-                names = moments[instr.args] = [*before_it, *names, self.names.fresh(f"{hint}_count")]
-            dtype = self._dtype_of(instr.args[0])
-            shape = self.addresses.shape(spread, self._neighbours() if instr.op == "exp_sum" else 1)
-            before.lines += initial(instr, names, shape, dtype)
-            self.accumulators[instr.out] = names
-            found.append((instr, names))
-        return found
-
-    def _neighbours(self) -> int:
-        """Points along the loop that a thread loads together, where it loops along rows: 16 bytes of the widest."""
-        assert self.loop is not None
-        if self.loop.position != self.loop.rank - 1 or prod(b for d, b in self.plan.tile.blocks if d != "r") > 1:
-            return 1
-        sizes = {b.name: b.itemsize for b in self.plan.buffers}
-        loads = [(i.access, i.out) for i in self.plan.body if i.op == "load"]
-        along = [sizes[a.buffer] for a, out in loads if a and out and self.loop.name in self.analysis.varying[out]]
-        return max(16 // max(along, default=4), 1)
-
-    def _carries(self, instr: Instr) -> list[str]:
-        assert self.loop is not None and instr.out is not None
-        hints = ("carry", "carry_at")[: len(instr.args)]
-        names = [self.names.fresh(f"{self.hints[instr.out]}_{hint}") for hint in hints]
-        self.accumulators[instr.out] = names
-        shape = self.addresses.shape(self.analysis.varying[instr.out] - {self.loop.name})
-        return carries(instr, names, shape, self._dtype_of(instr.args[0]))
-
-    def _dtype_of(self, name: str) -> torch.dtype:
-        return self.plan.body[self.analysis.defined[name]].dtype
-
-    def _finish(self, instr: Instr, accumulators: list[str]) -> None:
-        assert self.loop is not None
-        text = finish(instr, accumulators, self.loop, self._dtype_of(instr.args[0]))
-        self._result(instr, Value(text, instr.dtype, 2))
+    def _finish(self, instr: Instr, dim: Dim | None) -> None:
+        assert dim is not None
+        self._result(instr, Value(self.accumulators.finish(instr, dim), instr.dtype, 2))
 
     # -- memory -----------------------------------------------------------------------------------
 
@@ -595,15 +560,17 @@ class Emitter:
 
     def _eviction(self, number: int, access: Access) -> str:
         """In a looped kernel: keep what a later pass, or the next row, reads again; let go what was read last."""
-        if self.loop is None or self.analysis.regions[number][1] is not Part.LOOP:
+        if self.loop is None or self.analysis.regions[number].part is not Part.LOOP:
             return ""
         spread = self.addresses.spread(self.addresses.flatten(access.index))
         if any(d.kind is DimKind.GRID and d.name not in spread for d in self.dims):
             return "evict_last"
         same = [
-            self.analysis.regions[k][0] for k, i in enumerate(self.plan.body) if i.op == "load" and i.access == access
+            self.analysis.regions[k].order
+            for k, i in enumerate(self.plan.body)
+            if i.op == "load" and i.access == access
         ]
-        phase = self.analysis.regions[number][0]
+        phase = self.analysis.regions[number].order
         if max(same) > phase:
             return "evict_last"
         return "evict_first" if min(same) < phase else ""

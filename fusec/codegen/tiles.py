@@ -142,6 +142,8 @@ def _interpreter_block(plan: KernelPlan, dim: TileDim, extent: int | None, budge
     """(block, masked) of one dimension."""
     if dim.kind is DimKind.WHOLE:
         return plan.tile.block(dim.name), extent != plan.tile.block(dim.name)
+    if dim.kind is DimKind.PARTS:  # the text has as many sums along the columns as there are parts
+        return plan.tile.block(dim.name), not _divides(plan, dim, plan.tile.block(dim.name))
     if extent is None:
         return min(budget, INTERPRETER_BLOCK), True
     covering = min(budget, 1 << max(extent - 1, 0).bit_length())

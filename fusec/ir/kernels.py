@@ -37,6 +37,12 @@ class DimKind(Enum):
     GRID = "grid"  # program instances cover it, one block each
     WHOLE = "whole"  # one block covers it entirely (block = next power of two)
     LOOP = "loop"  # a loop inside the program covers it, block by block
+    PARTS = "parts"  # a loop inside each step of the other loop covers it, once for each level of sums along it
+
+    @property
+    def is_walked(self) -> bool:
+        """A loop covers it, and sums along it have accumulators."""
+        return self in (DimKind.LOOP, DimKind.PARTS)
 
 
 @dataclass(frozen=True, slots=True)

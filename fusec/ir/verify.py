@@ -407,6 +407,9 @@ def _check_dims(where: str, plan: KernelPlan) -> None:
     kinds = [dim.kind is DimKind.GRID for dim in plan.dims]
     if sorted(kinds, reverse=True) != kinds:
         raise _fail(where, "grid dimensions come first", text)
+    walked = {dim.kind for dim in plan.dims}
+    if DimKind.PARTS in walked and DimKind.LOOP not in walked:
+        raise _fail(where, "a dimension is walked along in parts only inside a loop over another", text)
     blocks = dict(plan.tile.blocks)
     for dim in plan.dims:
         block = blocks.get(dim.name, 0)

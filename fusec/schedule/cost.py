@@ -29,6 +29,7 @@ from fusec.schedule.reduced import (
     next_power_of_2,
     reduced_shape,
     rows_at_once,
+    widest_held,
 )
 from fusec.schedule.strides import stride_of, unit_axis, unit_axis_of, weighted_accesses
 from fusec.schedule.traffic import traffic
@@ -154,6 +155,8 @@ def _contiguous(access: Access, extents: Mapping[str, int]) -> int:
 def _phases(body: tuple[Instr, ...], axes: tuple[Axis, ...], shape: ReducedShape) -> tuple[tuple[Instr, ...], ...]:
     """The passes over what is looped; one where registers suffice for a row, or for all rows of a program."""
     if shape.loop:
+        if _points(shape.whole, axes) > widest_held(body, axes, shape.loop):
+            return split_phases(body, axes, shape.whole)
         once = column_use(body, axes, shape.loop) is not Use.AGAIN or held_at_once(body, axes, shape)
     else:
         once = _points(shape.whole, axes) <= PERSISTENT_LIMIT

@@ -210,6 +210,10 @@ def _finish_plan(shape: _Shape, table: Mapping[str, Buffer], device: DeviceModel
     kinds = {"x": DimKind.GRID, "y": DimKind.GRID, "r": DimKind.WHOLE, "q": DimKind.WHOLE}
     if looped:
         kinds[looped] = DimKind.LOOP
+    if looped == "q" and tiles[0].block("r") < (as_int(length) or 0):
+        kinds["r"] = DimKind.PARTS
+        walks = split_phases(nest.body, nest.axes, frozenset(dict(shape.dims)["r"]))
+        phases = (renumber(tuple(i for walk in walks for i in walk)),)
     dims = tuple(TileDim(d, axes, kinds[d]) for d, axes in shape.dims)
     dims = tuple(d for d in dims if d.axes) or dims[:1]
     buffers = tuple(table[b] for b in dict.fromkeys((*nest.reads, *nest.writes)))
@@ -264,12 +268,13 @@ def _strategy(
             return Strategy.TILE_2D, tiles_of_two_sides(extents, live), ""
         return Strategy.FLAT, flat_tiles(extents["x"], nest, table, live, device), ""
     if "q" in extents:
-        use = column_use(nest.body, nest.axes, frozenset(dict(shape.dims)["q"]))
+        loop = frozenset(dict(shape.dims)["q"])
+        use = column_use(nest.body, nest.axes, loop)
         known = use is not Use.NONE and as_int(lengths["q"]) is not None
         held = held_tile(extents, live, device) if known else None
         if held is not None:
             return Strategy.PERSISTENT_ROW, [held], ""
-        return Strategy.ROW_AND_COLUMN, row_and_column_tiles(nest, extents, live, use), "q"
+        return Strategy.ROW_AND_COLUMN, row_and_column_tiles(nest, extents, live, use, loop), "q"
     split = any(is_workspace(table[b]) for b in nest.writes)
     units = _heavy_unit_axes(nest, table)
     along = [a for a in nest.loads if any(s.name in reduced for s in symbols_of(a.index))]

@@ -4,6 +4,8 @@
     some {p}, others {c}       row and column: a program walks over its rows p (a loop) and holds the columns c whole;
                                row results are complete in each step, column results add up along the loop; what
                                needs those at every row is a later phase, which walks over the rows again
+                               columns too long to be held beside their sums are walked along in parts, in each step
+                               once for the sums of the row and once, from the caches, for what needs them
 
 A scan needs its row as a reduction does, in one order; a row-and-column program has none.
 
@@ -24,8 +26,11 @@ from fusec.schedule.strides import unit_axis
 
 WHOLE_LIMIT = 8192  # columns a row-and-column program holds, beside two or more sums along the columns,
 WIDE_LIMIT = 16384  # or beside one: registers do not suffice for more
+PART_SUMS = 24576  # sums along columns that a program holds of rows in parts: 96 registers of each of 256 threads
+PART = 4096  # columns of a part
 STEP_POINTS = 4096  # points of one step of its walk
 ROW_STAGES = 3  # steps that load while one is worked on: a norm's backward on an H200 takes 106 us, with one 162
+_OF_PARTS = ("sum", "prod", "max", "min", "any", "all")
 IDLE = 1.25  # lanes over points of a walk that need not divide its rows
 
 
@@ -80,10 +85,37 @@ def reduced_shape(body: tuple[Instr, ...], axes: tuple[Axis, ...]) -> ReducedSha
 
 
 def widest(body: Sequence[Instr], axes: Sequence[Axis], loop: frozenset[str]) -> int:
-    """The most columns that a program holds which walks along rows and adds up columns."""
+    """The most columns of a program that walks along rows and adds up columns."""
+    sums = sum(1 for i in body if set(i.reduced_axes) & loop)
+    in_parts = PART_SUMS // sums if sums > 1 and _suits_parts(body, axes, loop) else 0
+    return max(widest_held(body, axes, loop), in_parts)
+
+
+def widest_held(body: Sequence[Instr], axes: Sequence[Axis], loop: frozenset[str]) -> int:
+    """The most columns that such a program holds whole."""
     sums = sum(1 for i in body if set(i.reduced_axes) & loop)
     alone = sums == 1 and column_use(tuple(body), tuple(axes), loop) is Use.NONE
     return WIDE_LIMIT if alone else WHOLE_LIMIT
+
+
+def _suits_parts(body: Sequence[Instr], axes: Sequence[Axis], loop: frozenset[str]) -> bool:
+    """True when columns are only added up and stored, rows are reduced step by step, and no load sees a store."""
+    across = [i for i in body if set(i.reduced_axes) & loop]
+    along = [i for i in body if i.reduced_axes and not set(i.reduced_axes) & loop]
+    if column_use(tuple(body), tuple(axes), loop) is not Use.NONE or any(i.op != "sum" for i in across):
+        return False
+    if any(i.op not in _OF_PARTS for i in along):
+        return False
+    loaded = {i.access.buffer for i in body if i.access is not None and i.op == "load"}
+    stored = {i.access.buffer for i in body if i.access is not None and i.op != "load"}
+    values = varying(body, axes)
+    late = {i.out for i in across}
+    for instr in body:
+        if late & set(instr.value_operands):
+            late.add(instr.out)
+            if any(values[v] for v in instr.value_operands if v not in late):
+                return False
+    return not loaded & stored and all(values[i.args[0]] & loop for i in along)
 
 
 @lru_cache(maxsize=4096)

@@ -16,7 +16,7 @@ from bench.schedules import scheduled as graph_schedule
 from bench.training import step, with_incoming
 from fusec.codegen.kernel import generate_kernel
 from fusec.config import Config
-from fusec.ir.kernels import KernelPlan, Schedule, Strategy
+from fusec.ir.kernels import DimKind, KernelPlan, Schedule, Strategy
 from fusec.lowering import lower
 from fusec.runtime.build import compile_request
 from fusec.runtime.compiler import compile_kernel
@@ -119,6 +119,77 @@ def test_long_rows_are_read_once_beside_one_sum_along_the_columns(columns: int, 
     assert ("tl.load(w_ptr" in inside, "tl.load(w_ptr" in before) == (columns > 8192, columns <= 8192)
     artifact = compile_kernel(compile_request(source, source.tile, arch))
     assert artifact.spills == 0 and artifact.shared <= 99 << 10, source.text
+
+
+def layer_norm_step(rows: int, columns: int) -> Case:
+    def work() -> Work:
+        x = torch.randn(rows, columns, dtype=torch.bfloat16).requires_grad_()
+        affine = (torch.randn(columns, dtype=torch.bfloat16).requires_grad_() for _ in range(2))
+        return Work(lambda x, w, b: F.layer_norm(x, (columns,), w, b), (x, *affine))
+
+    return Case("layer_norm", "", with_incoming(work), {}, {}, run=step)
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("columns", [8200, 10001, 12288])
+def test_rows_in_parts_are_read_once_beside_two_sums_along_the_columns(columns: int, arch: int) -> None:
+    case = layer_norm_step(4096, columns)
+    steps = graph_schedule(capture(case.build, case.run)[-1])
+    first, finish = steps.steps
+    assert isinstance(first, KernelPlan) and isinstance(finish, KernelPlan)
+    assert [d.kind for d in first.dims] == [DimKind.GRID, DimKind.LOOP, DimKind.PARTS]
+    rows = 2 * 4096 * columns
+    assert first.cost.bytes_read < 2.01 * rows and first.cost.requested_bytes > 3.9 * rows, "again from the caches"
+    source = generate_kernel(first, steps.table, Config(target="sm_90"))
+    assert source.text.count(f"in tl.static_range(0, {columns}, RBLOCK):") == 2, "the sums of parts have numbers"
+    assert source.text.count(f"in range(0, {columns}, RBLOCK):") == 1, "what has none is no longer text for it"
+    assert compile_kernel(compile_request(source, source.tile, arch)).spills == 0, source.text
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_one_of_two_sums_stays_with_the_rows_where_there_is_no_room_for_both(arch: int) -> None:
+    case = layer_norm_step(4096, 16384)
+    steps = graph_schedule(capture(case.build, case.run)[-1])
+    plans = [s for s in steps.steps if isinstance(s, KernelPlan)]
+    rows = 2 * 4096 * 16384
+    assert sorted(round(p.cost.bytes_read / rows) for p in plans) == [0, 1, 2], "the incoming gradient is read twice"
+    for plan in plans:
+        source = generate_kernel(plan, steps.table, Config(target="sm_90"))
+        assert compile_kernel(compile_request(source, source.tile, arch)).spills == 0, source.text
+
+
+def test_gradients_of_rows_in_parts_are_eagers() -> None:
+    rows, columns = 1030, 8201
+    leaves = [torch.randn(rows, columns) + 3, torch.randn(columns), torch.randn(columns)]
+    grad = torch.randn(rows, columns)
+
+    def gradients(fn: Callable[..., Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+        given = [t.to(dtype).requires_grad_() for t in leaves]
+        return torch.autograd.grad(fn(*given), given, grad.to(dtype))
+
+    def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.layer_norm(x, (columns,), weight, bias)
+
+    before = fusec.stats()["kernels_launched"]
+    got, want = gradients(fusec.compile(norm, options={"strict": True}), torch.float32), gradients(norm, torch.float64)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
+    assert fusec.stats()["kernels_launched"] == before + 3, "forward, backward and what finishes the sums"
+
+
+def test_dropout_in_parts_draws_what_it_drew_forwards() -> None:
+    rows, columns = 1024, 8204
+
+    def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.layer_norm(F.dropout(x, 0.5), (columns,), weight, bias)
+
+    x = torch.randn(rows, columns).requires_grad_()
+    weight, bias = torch.ones(columns).requires_grad_(), torch.zeros(columns).requires_grad_()
+    y = fusec.compile(norm, options={"strict": True})(x, weight, bias)
+    (dx,) = torch.autograd.grad(y, x, torch.randn(rows, columns))
+    dropped = y == y.mode(1, keepdim=True).values  # zeros become the one value that comes twice
+    assert 0.49 < dropped.float().mean().item() < 0.51
+    assert torch.equal(dx == 0, dropped)
 
 
 @pytest.mark.parametrize("columns", [9001, 16384])

@@ -150,6 +150,26 @@ def test_an_embedding_that_many_rows_share(rows: int, words: int, dtype: torch.d
     assert relative_error(got, want) <= (1e-5 if dtype is torch.float32 else 8e-3)
 
 
+@pytest.mark.parametrize("columns", [4096, 8192, 9001, 12288, 16384])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_norms_of_long_rows(columns: int, dtype: torch.dtype) -> None:
+    """Rows held whole, rows in parts, and one sum along the columns in a launch of its own."""
+    x, weight, bias = torch.randn(2050, columns) + 3, torch.randn(columns), torch.randn(columns)
+    leaves = [t.to(DEVICE, dtype) for t in (x, weight, bias)]
+    incoming = torch.randn(2050, columns, device=DEVICE, dtype=dtype)
+
+    def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.layer_norm(x, (columns,), weight, bias)
+
+    def gradients(fn: Callable[..., Tensor], of: torch.dtype) -> tuple[Tensor, ...]:
+        given = [t.to(of).requires_grad_() for t in leaves]
+        return torch.autograd.grad(fn(*given), given, incoming.to(of))
+
+    want, got = gradients(norm, torch.float64), gradients(fusec.compile(norm), dtype)
+    limit = 1e-5 if dtype is torch.float32 else 8e-3
+    assert all(relative_error(a.double(), b) <= limit for a, b in zip(got, want, strict=True))
+
+
 @pytest.mark.parametrize("mode", ["max-autotune", "reduce-overhead"])
 def test_other_modes(mode: str) -> None:
     block = Block().to(DEVICE)

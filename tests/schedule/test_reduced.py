@@ -6,6 +6,7 @@ import pytest
 
 from fusec.ir.types import LoopNest
 from fusec.schedule.reduced import (
+    PART_SUMS,
     WHOLE_LIMIT,
     WIDE_LIMIT,
     ReducedShape,
@@ -25,7 +26,7 @@ def nest_of(body: str, columns: int = 100, **sizes: str) -> LoopNest:
 
 
 def shape(body: str, columns: int = 100, **sizes: str) -> ReducedShape | str:
-    nest = nest_of(body, columns, **sizes)
+    nest = nest_of(body.replace("COLUMNS", str(columns)), columns, **sizes)
     return reduced_shape(nest.body, nest.axes)
 
 
@@ -90,7 +91,19 @@ def test_rows_of_a_step(rows: int, columns: int, use: Use, expected: int) -> Non
 TWO = COLUMN + "%3:f32 = exp %0\n%4:f32 = sum %3 over p\nstore t[c], %4"
 
 
-@pytest.mark.parametrize(("body", "limit"), [(ROW + COLUMN, WIDE_LIMIT), (ROW + TWO, WHOLE_LIMIT)])
+LARGEST = TWO.replace("%4:f32 = sum", "%4:f32 = max")
+IN_PLACE = TWO + "\nstore x[COLUMNS*p + c], %3"
+
+
+@pytest.mark.parametrize(
+    ("body", "limit"),
+    [
+        (ROW + COLUMN, WIDE_LIMIT),
+        (ROW + TWO, PART_SUMS // 2),
+        (ROW + LARGEST, WHOLE_LIMIT),
+        (ROW + IN_PLACE, WHOLE_LIMIT),
+    ],
+)
 def test_a_row_too_long_to_hold_beside_its_sums_is_refused(body: str, limit: int) -> None:
     assert isinstance(shape(body, limit, t=f"f32[{limit}]"), ReducedShape)
     found = shape(body, limit + 1, t=f"f32[{limit + 1}]")
