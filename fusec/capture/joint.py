@@ -10,7 +10,8 @@ be computed again is said here, by marks on the nodes:
 
 - A softmax is one op that must be kept. In pieces its two numbers a row are saved in its place, and what depends on
   every element is computed again where it is used, in the kernel that reads the input anyway.
-- A max pooling saves an 8-bit number a window, the position inside it (`capture/pooling.py`), and no indices.
+- A max pooling saves an 8-bit number a window, the position inside it (`capture/pooling.py`), and no indices. The mask
+  of a ReLU before it is in those numbers, too.
 - An op that becomes part of a kernel may be computed again, a library call may not.
 - A value that a library call of the backward graph reads is saved: it would be written there, too.
 - An input that eager mode's backward reads costs nothing to save, as a parameter does: it is in memory until then.
@@ -32,7 +33,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from fusec.capture.decompositions import computation, decomposition_table
-from fusec.capture.pooling import POOL, POOL_BACKWARD, Offsets
+from fusec.capture.pooling import NOWHERE, POOL, POOL_BACKWARD, Offsets
 from fusec.capture.random import draw_in_kernels
 
 # torch._functorch.{config, partitioners}, torch.fx.experimental.proxy_tensor: checked with torch 2.11.0 and 2.13.0.
@@ -183,6 +184,12 @@ def save_offsets(graph_module: GraphModule) -> None:
     """max_pool_backward(g, x, ..., indices)  ->  max_pool2d_with_offsets_backward(g, offsets, ...), offsets of 8 bits.
 
     Where nothing else reads the indices, the pooling yields the offsets in their place.
+
+    where(x <= 0, 0, max_pool_backward(g, x, ..., indices))
+        ->  max_pool2d_with_offsets_backward(g, where(values <= 0, -1, offsets), ...)
+
+    That is a ReLU before the pooling. A window's gradient reaches its maximum alone, and x is the pooled value there:
+    where that is not above 0 the window sends its gradient nowhere, and no mask of all elements is saved.
     """
     pooling = [n for n in graph_module.graph.nodes if n.target is aten.max_pool2d_with_indices_backward.default]
     for node in pooling:
@@ -191,10 +198,15 @@ def save_offsets(graph_module: GraphModule) -> None:
         window = Offsets.of(*geometry[:4])
         if window.dtype is None or any(isinstance(n, torch.SymInt) for n in x.shape):
             continue
+        values, masked = _pooled_values(source, indices), _relu_gradient(node, source)
         if _is_read_once(indices) and window.is_unrolled:
             offsets = _yielded(graph_module, indices, window.dtype)
         else:
-            offsets = _inserted(graph_module, node, indices, partial(window.offset, width=x.shape[-1]))
+            offsets = _inserted(graph_module, node, (indices,), partial(window.offset, width=x.shape[-1]))
+        if values is not None and masked is not None and window.is_gathered:
+            offsets = _inserted(graph_module, node, (offsets, values), _covered)
+            masked.replace_all_uses_with(node)
+            graph_module.graph.erase_node(masked)
         value = node.meta["val"]
         args = (grad, offsets, list(x.shape), list(value.stride()), *geometry)
         _exchange(graph_module, node, "max_pool2d_with_offsets_backward", POOL_BACKWARD, args, value)
@@ -206,6 +218,41 @@ def _is_read_once(indices: Node) -> bool:
     """Whether one node alone reads these indices of a pooling."""
     pool = indices.args[0] if indices.target is operator.getitem else None
     return isinstance(pool, Node) and pool.target is aten.max_pool2d_with_indices.default and len(indices.users) == 1
+
+
+def _pooled_values(source: Node, indices: Node) -> Node | None:
+    """What the pooling of the source that yields these indices yields beside them."""
+    pool = indices.args[0] if indices.target is operator.getitem else None
+    if not isinstance(pool, Node) or pool.target is not aten.max_pool2d_with_indices.default:
+        return None
+    found = (n for n in pool.users if n.target is operator.getitem and n.args[1] == 0)
+    return next(found, None) if pool.args[0] is source else None
+
+
+def _relu_gradient(gradient: Node, relu: Node) -> Node | None:
+    """where(relu <= 0, 0, gradient): the one reader of this gradient, in the form that the gradient of a ReLU has."""
+    reader: Any = next(iter(gradient.users), None)
+    if len(gradient.users) != 1 or reader.target is not aten.where.self or reader.args[2] is not gradient:
+        return None
+    mask, zero, _ = reader.args
+    if mask.target is not aten.le.Scalar or mask.args[1] != 0 or _origin(mask.args[0]) is not _origin(relu):
+        return None
+    if zero.target is not aten.scalar_tensor.default or repr(zero.args[0]) != "0":  # -0.0 is another number
+        return None
+    before, after = gradient.meta["val"], reader.meta["val"]
+    same = before.dtype is after.dtype and before.shape == after.shape and before.stride() == after.stride()
+    return reader if same else None
+
+
+def _origin(node: Node) -> Node:
+    """What the node is an alias of, as what autograd saves is."""
+    while node.target in (aten.alias.default, aten.detach.default):
+        (node,) = node.all_input_nodes
+    return node
+
+
+def _covered(offsets: Tensor, values: Tensor) -> Tensor:
+    return torch.where(values <= 0, NOWHERE, offsets)
 
 
 def _yielded(graph_module: GraphModule, indices: Node, dtype: torch.dtype) -> Node:
@@ -238,24 +285,24 @@ def _replace(graph_module: GraphModule, node: Node, pieces: Callable[..., Tensor
     """The node's pieces in its place, each with the node's own metadata: line, module, original op."""
     source, *others = node.args
     assert isinstance(source, Node), node.format_node()
-    node.replace_all_uses_with(_inserted(graph_module, node, source, lambda x: pieces(x, *others)))
+    node.replace_all_uses_with(_inserted(graph_module, node, (source,), lambda x: pieces(x, *others)))
     graph_module.graph.erase_node(node)
 
 
-def _inserted(graph_module: GraphModule, node: Node, source: Node, pieces: Callable[[Tensor], Tensor]) -> Node:
-    """The result of pieces(source), computed before the node and described as a part of it."""
-    value = source.meta["val"]
+def _inserted(graph_module: GraphModule, node: Node, sources: Sequence[Node], pieces: Callable[..., Tensor]) -> Node:
+    """The result of pieces(*sources), computed before the node and described as a part of it."""
+    values, given = [source.meta["val"] for source in sources], iter(sources)
 
-    def call(x: Tensor) -> Tensor:
-        return pieces(x)  # make_fx counts the arguments of a plain function
+    def call(*inputs: Tensor) -> Tensor:
+        return pieces(*inputs)  # make_fx reads the signature of a plain function
 
-    with value.fake_mode:
-        traced = make_fx(call, decomposition_table=decomposition_table())(value)
+    with values[0].fake_mode:
+        traced = make_fx(call, decomposition_table=decomposition_table())(*values)
     copies: dict[Node, Node] = {}
     with graph_module.graph.inserting_before(node):
         for piece in traced.graph.nodes:
             if piece.op == "placeholder":
-                copies[piece] = source
+                copies[piece] = next(given)
             elif piece.op == "output":
                 (result,) = piece.args[0] if isinstance(piece.args[0], tuple | list) else piece.args
                 return copies[result]

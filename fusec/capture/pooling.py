@@ -7,6 +7,7 @@ An offset is `down * pitch + right`, in elements of the input from the window's 
 distance to the right of every element from the first place of every window that may hold it, so backward compares the
 offset with one number an element and a window: no division, and no two places share an offset. A dilated window that
 steps over the whole input has the offset of its first tap past the padding, which no element has: it sends nothing.
+Nor does a window with the offset -1, where elements compare themselves with offsets (`Offsets.is_gathered`).
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["POOL", "POOL_BACKWARD", "UNROLLED", "Offsets"]
+__all__ = ["NOWHERE", "POOL", "POOL_BACKWARD", "UNROLLED", "Offsets"]
 
 aten = torch.ops.aten
 Pair = tuple[int, int]
 
 UNROLLED = 27  # elements of the largest window that kernels unroll, 3 x 3 x 3; maxima of larger ones are library calls
+NOWHERE = -1  # the offset of a window that sends no gradient: no element has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,12 @@ class Offsets:
     def _reach(self) -> Pair:
         """How far the last element of a window lies from its first place."""
         return (self.kernel[0] - 1) * self.dilation[0], (self.kernel[1] - 1) * self.dilation[1]
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether few windows may hold an element: each element compares its offset with theirs."""
+        down, right = (reach // step + 1 for reach, step in zip(self._reach, self.stride, strict=True))
+        return down * right <= UNROLLED
 
     @property
     def pitch(self) -> int:
@@ -113,7 +121,9 @@ def _gradient(
 ) -> Tensor:
     """The gradient of an input of this shape, with these strides."""
     *window, _ = geometry
-    index = Offsets.of(*window).index(offsets, shape[-1])  # type: ignore[arg-type]
+    nowhere = offsets == NOWHERE
+    index = Offsets.of(*window).index(offsets, shape[-1]).masked_fill(nowhere, 0)  # type: ignore[arg-type]
+    grad = grad.masked_fill(nowhere, 0)
     x = grad.new_empty_strided(shape, strides)  # only its shape is read
     return x.copy_(aten.max_pool2d_with_indices_backward(grad, x, *geometry, index))
 
