@@ -295,6 +295,11 @@ def is_scan(op: str) -> bool:
     return OPS[op].kind is OpKind.SCAN
 
 
+def is_negative_zero(value: object) -> bool:
+    """Of the two zeros the one that no constant line holds: Triton's constants, and equality, know only the other."""
+    return isinstance(value, float) and value == 0.0 and math.copysign(1.0, value) < 0.0
+
+
 def identity(op: str, dtype: torch.dtype) -> int | float | bool:
     """The value that leaves a reduction unchanged: what masked-out points contribute. Of a scan: where it starts."""
     op = _REDUCTION_OF.get(op, op)

@@ -21,7 +21,7 @@ from typing import Any, Union
 import torch
 
 from fusec.ir.index import Expr, IndexLike, as_expr, as_int, value_symbol
-from fusec.ir.ops import OPS, OpKind, Result
+from fusec.ir.ops import OPS, OpKind, Result, is_negative_zero
 from fusec.ir.types import Access, AccessMode, Attr, Axis, AxisKind, Instr, LoopNest, Origin
 from fusec.lowering.numbers import Number, converted
 from fusec.lowering.ref import Ref
@@ -175,7 +175,10 @@ class NestBuilder:
         if isinstance(value, SymbolicFloat):
             return self.cast(symbolic_float(self, value), dtype)
         value = value.constant if isinstance(value, Expr) else value
-        return self._line("const", (), dtype, attrs=(("value", converted(value, dtype)),))
+        number = converted(value, dtype)
+        if is_negative_zero(number):
+            return self.op("neg", self.const(0.0, dtype))
+        return self._line("const", (), dtype, attrs=(("value", number),))
 
     def index(self, expr: IndexLike, dtype: torch.dtype = torch.int64) -> Value:
         """The value of an index expression, for example an arange."""

@@ -26,7 +26,7 @@ import torch
 from fusec.ir.analysis import attr_key, computed_from, eliminate_dead, instr_key, map_exprs, rename
 from fusec.ir.index import Expr, IndexLike, Sym, as_expr, axis_symbol, bounds, symbols_of
 from fusec.ir.modes import real_tensors
-from fusec.ir.ops import OPS, Evaluate, OpKind
+from fusec.ir.ops import OPS, Evaluate, OpKind, is_negative_zero
 from fusec.ir.types import Attr, Axis, Instr
 
 __all__ = ["RULES", "Rule", "simplify_body"]
@@ -324,9 +324,10 @@ def _scalar(value: bool | int | float | None, dtype: torch.dtype) -> torch.Tenso
 
 def _evaluated(instr: Instr, evaluate: Evaluate, operands: Sequence[torch.Tensor]) -> Instr | None:
     try:
-        return _const(instr, evaluate(*operands).item())
+        value = evaluate(*operands).item()
     except RuntimeError:  # integer division by zero: PyTorch raises it when the line runs
         return None
+    return None if is_negative_zero(value) else _const(instr, value)
 
 
 def _fold_comparison(body: Body, instr: Instr) -> Instr | None:

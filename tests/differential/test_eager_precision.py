@@ -71,3 +71,22 @@ def test_functions_of_two_numbers(name: str, dtype: torch.dtype) -> None:
 def test_activations_and_chains(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     same_bits(ACTIVATIONS[name], (torch.rand(3001) * 3).to(dtype))
+
+
+NEGATIVE_ZERO: dict[str, Callable[[Tensor], Tensor | tuple[Tensor, ...]]] = {
+    "chosen": lambda x: torch.where(x <= 0, -0.0, x),
+    "beside_the_other_zero": lambda x: (torch.where(x <= 0, -0.0, x), torch.where(x <= 0, 0.0, x)),
+    "filled": lambda x: x.masked_fill(x <= 0, -0.0),
+    "stored": lambda x: torch.full_like(x, -0.0),
+    "divided_by": lambda x: x.abs() / torch.full_like(x, -0.0),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", NEGATIVE_ZERO)
+def test_a_negative_zero_keeps_its_sign(name: str, dtype: torch.dtype) -> None:
+    x, fn = torch.randn(9).to(dtype), NEGATIVE_ZERO[name]
+    got, want = fusec.compile(fn, options={"strict": True})(x), fn(x)
+    pairs = zip(got, want, strict=True) if isinstance(want, tuple) else [(got, want)]
+    for a, b in pairs:
+        assert torch.equal(a, b) and torch.equal(a.signbit(), b.signbit())
