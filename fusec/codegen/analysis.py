@@ -21,7 +21,6 @@ from fusec.ir.index import Expr, symbols_of
 from fusec.ir.kernels import DimKind, KernelPlan
 from fusec.ir.ops import is_reduction, is_scan
 from fusec.ir.types import Instr
-from fusec.schedule.reduced import WHOLE_LIMIT
 
 
 class Part(IntEnum):
@@ -100,25 +99,7 @@ def analyze(plan: KernelPlan, dims: tuple[Dim, ...]) -> Analysis:
     parts = next((d.name for d in dims if d.kind is DimKind.PARTS), None)
     if parts is not None:
         regions = walks(plan, regions, users, varying, parts, dims)
-    long = {d.name for d in dims if d.kind is DimKind.WHOLE and plan.tile.block(d.name) > WHOLE_LIMIT}
-    if loop is not None and long:
-        _load_again(plan, regions, users, {v for v, found in varying.items() if found & long})
     return Analysis(varying, tuple(regions), live, uses, users, defined)
-
-
-def _load_again(plan: KernelPlan, regions: list[Region], users: dict[str, tuple[int, ...]], long: set[str]) -> None:
-    """Move what is loaded before a loop over long rows, for use inside it alone, into the loop: a weight.
-
-    It comes from the cache again for each row, and its registers are left to the row and the sums along the columns.
-    """
-    written = {i.access.buffer for i in plan.body if i.access is not None and i.op == "store"}
-    for k in range(len(plan.body) - 1, -1, -1):
-        instr, (phase, part, *_) = plan.body[k], regions[k]
-        if part is not Part.BEFORE or instr.op not in ("load", "cast") or instr.out not in long:
-            continue
-        changes = instr.access is not None and instr.access.buffer in written
-        if not changes and all(regions[u] == Region(phase, Part.LOOP) for u in users.get(instr.out, ())):
-            regions[k] = Region(phase, Part.LOOP)
 
 
 def walks(

@@ -23,7 +23,7 @@ _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _TIMEOUT = 60.0
 
 _USAGE = re.compile(r"REG:(\d+)\s+STACK:(\d+)\s+SHARED:(\d+)\s+LOCAL:(\d+)")
-_MEMORY = re.compile(r"\b((?:LDGSTS|LDG|STG|LDL|STL|RED|ATOM|ATOMG)(?:\.[A-Z0-9]+)*)\b")
+_MEMORY = re.compile(r"\b((?:LDGSTS|LDG|STG|LDL|STL|REDG|RED|ATOMG|ATOM)(?:\.[A-Z0-9]+)*)\b")
 _WIDTHS = {"8": 1, "U8": 1, "S8": 1, "16": 2, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
 
 

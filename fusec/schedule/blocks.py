@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from fusec.ir.index import IndexLike, as_int
+from fusec.ir.index import IndexLike, as_int, symbols_of
 from fusec.ir.kernels import Tile
 from fusec.ir.types import Buffer, LoopNest
 from fusec.schedule.cost import HELD_POINTS, PERSISTENT_LIMIT, DeviceModel
 from fusec.schedule.predicted import extent_hint, predicted_nest
-from fusec.schedule.reduced import PART, ROW_STAGES, WHOLE_LIMIT, Use, next_power_of_2, rows_at_once, widest_held
+from fusec.schedule.reduced import PART, ROW_STAGES, WHOLE_LIMIT, Use, next_power_of_2, rows_at_once, sums_across
 from fusec.schedule.strides import heavy_accesses, neighbours_of, stride_of
 
 SOME_IDLE, MAX_IDLE = 1.05, 1.15  # lanes over points
@@ -27,6 +27,7 @@ SPARE_REGISTERS = 40  # addresses, masks, loop counters
 CACHED_BLOCK, CACHED_LIVE = 32768, 3  # a row a multiprocessor: it is still in the second cache when read again
 RESIDENT_WARPS = 64  # of a multiprocessor: where rows are few, each has more of them
 IN_FLIGHT = 64  # bytes a thread of a looped row waits for: 2048 threads of a multiprocessor ask for 128 KB
+SHORT_STEP = 2048  # points of a step of a walk along rows that is over so soon that one more is loaded ahead
 LONG_WALK = 8  # steps of a loop that are worth loading ahead of
 AHEAD_BYTES = 48 << 10  # of shared memory for what a program loads ahead
 MANY_APART = 4  # loads whose neighbours cannot be one access, before the points of a thread are fewer
@@ -113,13 +114,11 @@ def row_tiles(
     device: DeviceModel,
     known: bool,
     again: bool,
-    in_place: bool,
 ) -> tuple[list[Tile], bool]:
     """states: values that a loop carries beside sums. sizes: bytes of a point, of each access along the row. known: the
     length of a row is a number; else only a loop suits every length. again: a looped row is read more than once.
 
-    Few long rows load ahead: batch norm's sums over an image take 110 us on an H100, not 123; many do not, as softmax
-    over 131072 shows, 395 us and 531.
+    Nothing is loaded ahead: softmax over 131072 would take 531 us on an H100, not 395.
     """
     rows, columns = extents["x"], extents["r"]
     whole = next_power_of_2(max(columns, 1))
@@ -141,11 +140,6 @@ def row_tiles(
             warps *= 2
         if registers_needed(block, warps, live) <= 128:
             tiles.append(Tile((("x", 1), ("r", min(block, whole))), warps))
-    block, warps = 4096, 8 if rows > device.multiprocessors else 16
-    few = rows <= 2 * device.multiprocessors and columns >= 4 * LONG_WALK * block
-    fits = (ROW_STAGES - 1) * block * loaded <= AHEAD_BYTES and registers_needed(block, warps, live) <= 128
-    if again and few and fits and not in_place:
-        tiles.insert(0, Tile((("x", 1), ("r", block)), warps, ROW_STAGES))
     return tiles or [Tile((("x", 1), ("r", min(256, whole))), 4)], True
 
 
@@ -193,15 +187,14 @@ def held_tile(extents: Mapping[str, int], live: int, device: DeviceModel) -> Til
 
 
 def row_and_column_tiles(
-    nest: LoopNest, extents: Mapping[str, int], live: int, use: Use, loop: frozenset[str]
+    nest: LoopNest, extents: Mapping[str, int], live: int, sizes: Sequence[int], use: Use, loop: frozenset[str]
 ) -> list[Tile]:
     """A few rows a step, so that the sums along the columns stay in registers beside the rows.
 
-    Where registers do not suffice for those, a row is walked along in parts: of layer norm's backward step, 4096 rows
-    of 12288 columns take 126 us on an H100.
+    sizes: bytes of a point, of each access along the row.
     """
-    if extents["r"] > widest_held(nest.body, nest.axes, loop):
-        return [Tile((("x", 1), ("q", 1), ("r", PART)), 8), Tile((("x", 1), ("q", 1), ("r", PART)), 16)]
+    if extents["r"] > WHOLE_LIMIT:
+        return [part_tile(extents["r"], sums_across(nest.body, loop))]
     sums = sum(1 for i in nest.body if i.reduced_axes)
     whole, most = next_power_of_2(extents["r"]), rows_at_once(extents["q"], extents["r"], use)
     rows, warps = most, 16
@@ -213,15 +206,29 @@ def row_and_column_tiles(
         if fitting:
             rows, warps = fitting[0], fewer
             break
-    ahead = ROW_STAGES if whole <= WHOLE_LIMIT else ROW_STAGES - 1  # what is loaded ahead lies in shared memory
-    blocks, stages = (("x", 1), ("q", rows), ("r", whole)), 1 if overwrites_loads(nest) else ahead
+    ahead = ROW_STAGES
+    if rows * whole <= SHORT_STEP and ROW_STAGES * rows * whole * sum(sizes) <= AHEAD_BYTES:
+        ahead = ROW_STAGES + 1  # layer norm's backward step of 2048 columns on an H100: 150 us, not 162
+    blocks, stages = (("x", 1), ("q", rows), ("r", whole)), 1 if overwrites_loads(nest, loop) else ahead
     return [Tile(blocks, warps, stages), *([Tile(blocks, 2 * warps, stages)] if use is Use.AGAIN else [])]
 
 
-def overwrites_loads(nest: LoopNest) -> bool:
-    """It stores where it loads from: nothing may be loaded ahead."""
+def part_tile(columns: int, sums: int) -> Tile:
+    """A row whose sums along the columns leave too few registers for it, part by part, within what does not spill.
+
+    Layer norm's backward step of 4096 rows of 12288 columns takes 125 us on an H100 in parts of 4096 by 16 warps, and
+    154 by 8; of 10240 columns, 118 us in parts of 2048.
+    """
+    part, warps = PART, 16
+    if sums > 1 and columns > 5 * PART:
+        part, warps = 2 * PART, 8 if columns % (2 * PART) else 16
+    return Tile((("x", 1), ("q", 1), ("r", part)), warps)
+
+
+def overwrites_loads(nest: LoopNest, loop: frozenset[str]) -> bool:
+    """It stores where it loads from along a loop: nothing may be loaded ahead."""
     written = set(nest.writes)
-    return any(a.buffer in written for a in nest.loads)
+    return any(a.buffer in written and any(s.name in loop for s in symbols_of(a.index)) for a in nest.loads)
 
 
 def registers_needed(points: int, warps: int, live: int) -> int:

@@ -23,13 +23,13 @@ from fusec.schedule.phases import split_phases
 from fusec.schedule.predicted import predicted_buffers, predicted_nest
 from fusec.schedule.reduced import (
     ROW_STAGES,
+    WHOLE_LIMIT,
     ReducedShape,
     Use,
     column_use,
     next_power_of_2,
     reduced_shape,
     rows_at_once,
-    widest_held,
 )
 from fusec.schedule.strides import stride_of, unit_axis, unit_axis_of, weighted_accesses
 from fusec.schedule.traffic import traffic
@@ -155,7 +155,7 @@ def _contiguous(access: Access, extents: Mapping[str, int]) -> int:
 def _phases(body: tuple[Instr, ...], axes: tuple[Axis, ...], shape: ReducedShape) -> tuple[tuple[Instr, ...], ...]:
     """The passes over what is looped; one where registers suffice for a row, or for all rows of a program."""
     if shape.loop:
-        if _points(shape.whole, axes) > widest_held(body, axes, shape.loop):
+        if _points(shape.whole, axes) > WHOLE_LIMIT:
             return split_phases(body, axes, shape.whole)
         once = column_use(body, axes, shape.loop) is not Use.AGAIN or held_at_once(body, axes, shape)
     else:

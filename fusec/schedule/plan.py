@@ -18,7 +18,7 @@ from fusec.ir.analysis import instr_axes, renumber, varying
 from fusec.ir.index import as_int, product, symbols_of
 from fusec.ir.kernels import DimKind, KernelPlan, Strategy, Tile, TileDim
 from fusec.ir.ops import MOMENTS, OPS
-from fusec.ir.types import Axis, Buffer, Instr, LoopNest
+from fusec.ir.types import Access, Axis, Buffer, Instr, LoopNest
 from fusec.schedule.algebra import simplify_body
 from fusec.schedule.axes import merge_axes, rewrite_axes
 from fusec.schedule.blocks import (
@@ -245,6 +245,10 @@ def _regrouped(lines: tuple[Instr, ...], sizes: list[int]) -> list[tuple[Instr, 
     return result
 
 
+def _uses(access: Access, axes: frozenset[str]) -> bool:
+    return any(s.name in axes for s in symbols_of(access.index))
+
+
 def _strategy(
     nest: LoopNest,
     shape: _Shape,
@@ -268,23 +272,23 @@ def _strategy(
             return Strategy.TILE_2D, tiles_of_two_sides(extents, live), ""
         return Strategy.FLAT, flat_tiles(extents["x"], nest, table, live, device), ""
     if "q" in extents:
-        loop = frozenset(dict(shape.dims)["q"])
+        loop, columns = (frozenset(dict(shape.dims)[d]) for d in "qr")
         use = column_use(nest.body, nest.axes, loop)
         known = use is not Use.NONE and as_int(lengths["q"]) is not None
         held = held_tile(extents, live, device) if known else None
         if held is not None:
             return Strategy.PERSISTENT_ROW, [held], ""
-        return Strategy.ROW_AND_COLUMN, row_and_column_tiles(nest, extents, live, use, loop), "q"
+        sizes = [table[a.buffer].itemsize for a in nest.loads if _uses(a, loop) and _uses(a, columns)]
+        return Strategy.ROW_AND_COLUMN, row_and_column_tiles(nest, extents, live, sizes, use, loop), "q"
+    sizes = [table[a.buffer].itemsize for a in nest.loads if _uses(a, reduced)]
     split = any(is_workspace(table[b]) for b in nest.writes)
     units = _heavy_unit_axes(nest, table)
-    along = [a for a in nest.loads if any(s.name in reduced for s in symbols_of(a.index))]
-    sizes = [table[a.buffer].itemsize for a in along]
     if units and units[0] not in reduced and extents["x"] > 1:
-        tiles, looped = column_tiles(extents, live, sizes, device, known, overwrites_loads(nest))
+        tiles, looped = column_tiles(extents, live, sizes, device, known, overwrites_loads(nest, reduced))
     else:
         online = online_sums(nest.body, nest.axes, frozenset(dict(shape.dims)["r"])) if again else ()
         # A running mean has its first value and a count beside it; a scan keeps all of a block.
         states = 3 * (bool(nest.scans) or any(i.op in MOMENTS for i in online))
-        tiles, looped = row_tiles(extents, live, states, sizes, device, known, again, overwrites_loads(nest))
+        tiles, looped = row_tiles(extents, live, states, sizes, device, known, again)
     row = Strategy.LOOPED_ROW if looped else Strategy.PERSISTENT_ROW
     return (Strategy.SPLIT_ROW if split and not looped else row), tiles, "r" if looped else ""

@@ -24,10 +24,12 @@ from fusec.ir.index import as_int, product
 from fusec.ir.types import Axis, Instr, LoopNest
 from fusec.schedule.strides import unit_axis
 
-WHOLE_LIMIT = 8192  # columns a row-and-column program holds, beside two or more sums along the columns,
-WIDE_LIMIT = 16384  # or beside one: registers do not suffice for more
-PART_SUMS = 24576  # sums along columns that a program holds of rows in parts: 96 registers of each of 256 threads
-PART = 4096  # columns of a part
+WHOLE_LIMIT = 8192  # columns that a row-and-column program holds whole; of more, parts
+PART = 2048  # columns of a part, or twice as many
+PART_ALIGNMENT = 8  # columns: rows of parts begin where an access of 16 bytes may
+# (columns, sums along columns) that a program has registers for which walks in parts, of 16-bit elements and of wider
+# ones: 24576 sums are 48 registers of each of 512 threads.
+PART_ROOM = {True: (16384, 24576), False: (12288, 20480)}
 STEP_POINTS = 4096  # points of one step of its walk
 ROW_STAGES = 3  # steps that load while one is worked on: a norm's backward on an H200 takes 106 us, with one 162
 _OF_PARTS = ("sum", "prod", "max", "min", "any", "all")
@@ -78,44 +80,49 @@ def reduced_shape(body: tuple[Instr, ...], axes: tuple[Axis, ...]) -> ReducedSha
     if whole is None:
         return refusal
     (loop,) = sets - {whole}
-    columns = as_int(product(extents[a] for a in whole))
-    if columns is None or columns > widest(body, axes, loop):
+    if not has_room(body, axes, loop, whole):
         return f"{refusal}; the row is too long to be held beside the sums along the columns"
     return ReducedShape(whole, loop)
 
 
-def widest(body: Sequence[Instr], axes: Sequence[Axis], loop: frozenset[str]) -> int:
-    """The most columns of a program that walks along rows and adds up columns."""
-    sums = sum(1 for i in body if set(i.reduced_axes) & loop)
-    in_parts = PART_SUMS // sums if sums > 1 and _suits_parts(body, axes, loop) else 0
-    return max(widest_held(body, axes, loop), in_parts)
+def has_room(body: Sequence[Instr], axes: Sequence[Axis], loop: frozenset[str], whole: frozenset[str]) -> bool:
+    """True when a program that walks along rows and adds up the columns `whole` has registers for it."""
+    columns = as_int(product(a.extent for a in axes if a.name in whole))
+    if columns is None or columns <= WHOLE_LIMIT:
+        return columns is not None
+    values = varying(body, axes)
+    narrow = all(i.dtype.itemsize <= 2 for i in body if i.op == "load" and i.out is not None and values[i.out] & whole)
+    most, most_sums = PART_ROOM[narrow]
+    fits = columns <= most and columns * sums_across(body, loop) <= most_sums
+    return fits and columns % PART_ALIGNMENT == 0 and _suits_parts(body, axes, loop)
 
 
-def widest_held(body: Sequence[Instr], axes: Sequence[Axis], loop: frozenset[str]) -> int:
-    """The most columns that such a program holds whole."""
-    sums = sum(1 for i in body if set(i.reduced_axes) & loop)
-    alone = sums == 1 and column_use(tuple(body), tuple(axes), loop) is Use.NONE
-    return WIDE_LIMIT if alone else WHOLE_LIMIT
+def sums_across(body: Sequence[Instr], loop: frozenset[str]) -> int:
+    """How many results a program adds up along its rows."""
+    return sum(1 for i in body if set(i.reduced_axes) & loop)
 
 
 def _suits_parts(body: Sequence[Instr], axes: Sequence[Axis], loop: frozenset[str]) -> bool:
-    """True when columns are only added up and stored, rows are reduced step by step, and no load sees a store."""
+    """True when columns are only added up and stored, rows are reduced step by step, and no store is over a load."""
     across = [i for i in body if set(i.reduced_axes) & loop]
     along = [i for i in body if i.reduced_axes and not set(i.reduced_axes) & loop]
     if column_use(tuple(body), tuple(axes), loop) is not Use.NONE or any(i.op != "sum" for i in across):
         return False
     if any(i.op not in _OF_PARTS for i in along):
         return False
-    loaded = {i.access.buffer for i in body if i.access is not None and i.op == "load"}
-    stored = {i.access.buffer for i in body if i.access is not None and i.op != "load"}
     values = varying(body, axes)
     late = {i.out for i in across}
+    loaded: set[str] = set()
     for instr in body:
         if late & set(instr.value_operands):
             late.add(instr.out)
             if any(values[v] for v in instr.value_operands if v not in late):
                 return False
-    return not loaded & stored and all(values[i.args[0]] & loop for i in along)
+        if instr.access is not None and instr.op == "load":
+            loaded.add(instr.access.buffer)
+        elif instr.access is not None and instr.access.buffer in loaded:
+            return False
+    return all(values[i.args[0]] & loop for i in along)
 
 
 @lru_cache(maxsize=4096)

@@ -28,17 +28,15 @@ from fusec.ir.sizes import exact_quotient, plain
 from fusec.ir.types import Access, AccessMode, Axis, AxisKind, Buffer, Instr, LoopNest, Node, Program, Role
 from fusec.schedule.axes import merge_axes, rewrite_axes, without_unit_axes
 from fusec.schedule.cost import DeviceModel, splitting_pays
-from fusec.schedule.fuse import MANY_READERS, Group, Item, prepared
+from fusec.schedule.fuse import MANY_READERS, Group, Item
 from fusec.schedule.once import Once
 from fusec.schedule.predicted import extent_hint, points
-from fusec.schedule.reduced import WHOLE_LIMIT, reduced_axes, widest
+from fusec.schedule.reduced import WHOLE_LIMIT, has_room, reduced_axes
 from fusec.schedule.strides import unit_axis
 
 MIN_POINTS = 1 << 15  # a reduction below this many points is over before a second launch would start
 PROGRAMS_PER_MULTIPROCESSOR = 4
-WALKERS_PER_MULTIPROCESSOR = (
-    2  # programs that walk along rows, of up to WHOLE_LIMIT points; longer rows take all registers
-)
+WALKERS_PER_MULTIPROCESSOR = 2  # programs that walk along rows; one where a row takes all registers
 MIN_ROWS = 8  # rows a row-and-column program walks along at least
 WORKSPACE = "partial"  # the hint of a buffer of partial results
 MAX_ROWS = 16384  # slices of one row each, which a single program puts together
@@ -68,17 +66,10 @@ def split_reductions(
         if slices > 1:
             wanted.update(dict.fromkeys(group.members, slices))
     beside: dict[str, int] = {}
-    nodes_by_name = {node.name: node for node in program.nodes if isinstance(node, LoopNest)}
     for rows, columns in _reading_together(groups):
         slices = once(_slices_beside, (rows.nest, columns.nest), program.table, device)
-        names = columns.members
-        if slices == 1 and len(columns.nest.reductions) > 1:  # one sum, where there is no room for all
-            for nest in _by_shared_bytes(rows, [nodes_by_name[name] for name in columns.members], program):
-                slices, names = once(_slices_beside, (rows.nest, nest), program.table, device), (nest.name,)
-                if slices > 1:
-                    break
         if slices > 1:
-            beside.update((name, max(slices, beside.get(name, 1))) for name in names)
+            beside.update((name, max(slices, beside.get(name, 1))) for name in columns.members)
     wanted = {name: slices for name, slices in (wanted | beside).items() if name not in apart}
     if not wanted:
         return None
@@ -95,13 +86,6 @@ def split_reductions(
         nodes += [partial, finish]
         buffers += workspaces
     return replace(program, nodes=tuple(nodes), buffers=tuple(buffers)) if changed else None
-
-
-def _by_shared_bytes(rows: Group, nodes: Sequence[LoopNest], program: Program) -> list[LoopNest]:
-    """The nests that reduce, made ready, those first that read most of what a group along rows reads or writes."""
-    shared = {*rows.nest.reads, *rows.nest.writes}
-    reducing = [prepared(node) for node in nodes if node.reductions]
-    return sorted(reducing, key=lambda n: -sum(program.table[b].nbytes for b in shared & set(n.reads)))
 
 
 def _reading_together(groups: Sequence[Group]) -> Iterator[tuple[Group, Group]]:
@@ -141,7 +125,8 @@ def _slices_beside(nests: Sequence[LoopNest], table: Mapping[str, Buffer], devic
         for nest, reduced in ((rows, across), (columns, along))
         for inside in (False, True)
     ]
-    if sizes[0] != sizes[3] or sizes[1] != sizes[2] or sizes[1] > widest(columns.body, columns.axes, along):
+    held = frozenset(a.name for a in columns.axes) - along
+    if sizes[0] != sizes[3] or sizes[1] != sizes[2] or not has_room(columns.body, columns.axes, along, held):
         return 1
     walkers = 1 if sizes[1] > WHOLE_LIMIT else WALKERS_PER_MULTIPROCESSOR
     slices = min(device.multiprocessors * walkers, sizes[0] // MIN_ROWS)

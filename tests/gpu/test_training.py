@@ -150,7 +150,7 @@ def test_an_embedding_that_many_rows_share(rows: int, words: int, dtype: torch.d
     assert relative_error(got, want) <= (1e-5 if dtype is torch.float32 else 8e-3)
 
 
-@pytest.mark.parametrize("columns", [4096, 8192, 9001, 12288, 16384])
+@pytest.mark.parametrize("columns", [4096, 8192, 9000, 9001, 12288, 16384])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_of_norms_of_long_rows(columns: int, dtype: torch.dtype) -> None:
     """Rows held whole, rows in parts, and one sum along the columns in a launch of its own."""

@@ -6,9 +6,8 @@ import pytest
 
 from fusec.ir.types import LoopNest
 from fusec.schedule.reduced import (
-    PART_SUMS,
+    PART_ROOM,
     WHOLE_LIMIT,
-    WIDE_LIMIT,
     ReducedShape,
     Use,
     column_use,
@@ -98,16 +97,21 @@ IN_PLACE = TWO + "\nstore x[COLUMNS*p + c], %3"
 @pytest.mark.parametrize(
     ("body", "limit"),
     [
-        (ROW + COLUMN, WIDE_LIMIT),
-        (ROW + TWO, PART_SUMS // 2),
+        (ROW + COLUMN, PART_ROOM[False][0]),
+        (ROW + TWO, PART_ROOM[False][1] // 2),
         (ROW + LARGEST, WHOLE_LIMIT),
         (ROW + IN_PLACE, WHOLE_LIMIT),
     ],
 )
 def test_a_row_too_long_to_hold_beside_its_sums_is_refused(body: str, limit: int) -> None:
     assert isinstance(shape(body, limit, t=f"f32[{limit}]"), ReducedShape)
-    found = shape(body, limit + 1, t=f"f32[{limit + 1}]")
+    found = shape(body, limit + 8, t=f"f32[{limit + 8}]")
     assert isinstance(found, str) and "too long to be held" in found
+
+
+def test_rows_in_parts_begin_where_wide_accesses_may() -> None:
+    assert isinstance(shape(ROW + TWO, 9000, t="f32[9000]"), ReducedShape)
+    assert isinstance(shape(ROW + TWO, 9001, t="f32[9001]"), str)
 
 
 def test_a_row_that_is_walked_again_is_held_up_to_the_narrower_limit() -> None:

@@ -56,15 +56,6 @@ def test_few_rows_have_more_warps_each() -> None:
     assert (few.tile.num_warps, many.tile.num_warps) == (16, 8)
 
 
-@pytest.mark.parametrize(("channels", "warps", "stages"), [(100, 16, 3), (256, 8, 3), (512, 16, 1)])
-def test_few_long_rows_load_ahead(channels: int, warps: int, stages: int) -> None:
-    def over_channels(x: torch.Tensor) -> torch.Tensor:
-        return F.batch_norm(x, None, None, training=True)
-
-    plan = plan_of(over_channels, (64, channels, 56, 56))
-    assert (plan.tile.num_warps, plan.tile.num_stages) == (warps, stages)
-
-
 @pytest.mark.parametrize(("shape", "warps", "rows"), [((1 << 22, 64), 4, 32), ((4096, 16384), 8, 64)])
 def test_sums_along_columns_load_ahead(shape: tuple[int, ...], warps: int, rows: int) -> None:
     """Half the warps a program where there are many programs: the first shape's rows are split into 512 slices."""
