@@ -9,6 +9,7 @@ the call takes the host: caches are cold, and the events around a call enclose d
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -137,6 +138,7 @@ def first_call(row: Row, call: Call, expected: Any, beside: bool, alone: Alone) 
     with alone():
         error = relative_error(seen, expected) if tensors_of(expected) else None
         del seen
+        gc.collect()  # a graph in a cycle would be freed inside the call that is measured
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()

@@ -194,7 +194,7 @@ def row_and_column_tiles(
     sizes: bytes of a point, of each access along the row.
     """
     if extents["r"] > WHOLE_LIMIT:
-        return [part_tile(extents["r"], sums_across(nest.body, loop))]
+        return part_tiles(extents["r"], sums_across(nest.body, loop))
     sums = sum(1 for i in nest.body if i.reduced_axes)
     whole, most = next_power_of_2(extents["r"]), rows_at_once(extents["q"], extents["r"], use)
     rows, warps = most, 16
@@ -213,16 +213,16 @@ def row_and_column_tiles(
     return [Tile(blocks, warps, stages), *([Tile(blocks, 2 * warps, stages)] if use is Use.AGAIN else [])]
 
 
-def part_tile(columns: int, sums: int) -> Tile:
+def part_tiles(columns: int, sums: int) -> list[Tile]:
     """A row whose sums along the columns leave too few registers for it, part by part, within what does not spill.
 
     Layer norm's backward step of 4096 rows of 12288 columns takes 125 us on an H100 in parts of 4096 by 16 warps, and
     154 by 8; of 10240 columns, 118 us in parts of 2048.
     """
-    part, warps = PART, 16
+    part, warps = PART, (16, 8)  # half the warps where those spill: other lines than a norm's
     if sums > 1 and columns > 5 * PART:
-        part, warps = 2 * PART, 8 if columns % (2 * PART) else 16
-    return Tile((("x", 1), ("q", 1), ("r", part)), warps)
+        part, warps = 2 * PART, (8, 16) if columns % (2 * PART) else (16, 8)
+    return [Tile((("x", 1), ("q", 1), ("r", part)), n) for n in warps]
 
 
 def overwrites_loads(nest: LoopNest, loop: frozenset[str]) -> bool:
