@@ -44,6 +44,16 @@ def test_small_products_and_thin_ones_are_left() -> None:
     assert padding(fake(100_000, 16), fake(16, 1001)) is None, "copying the result costs more"
 
 
+@pytest.mark.parametrize("extra", [(0, 0, 7), (0, 3, 0), (1, 3, 7)])
+def test_padded_operands_lie_in_memory_as_they_did(extra: tuple[int, int, int]) -> None:
+    a, b = torch.randn(9, 11), torch.randn(13, 11).t()
+    more_a, more_b = aligned._padded(a, b, extra)
+    rows, inner, columns = extra
+    assert (more_a.stride(1), more_b.stride(0)) == (1, 1)
+    assert (more_a.shape, more_b.shape) == ((9 + rows, 11 + inner), (11 + inner, 13 + columns))
+    torch.testing.assert_close((more_a @ more_b)[:9, :13], a @ b)
+
+
 @pytest.mark.parametrize("extra", [(1, 0, 0), (0, 5, 0), (0, 0, 3), (7, 7, 7)])
 def test_padded_products_are_the_products(extra: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, ...]] = []
