@@ -133,7 +133,11 @@ class Emitter:
         for instr in ending:
             if not self.accumulators.in_parts(instr):
                 self._finish(instr, self.loop)
+        stored: set[str] = set()
         for walk in sorted({self.analysis.regions[k].walk for k, _ in lines}):
+            loads, stores = (_buffers(lines, self.analysis, walk, op) for op in ("load", "store"))
+            section.lines += ["tl.debug_barrier()"] if loads & stored else []
+            stored |= stores
             own = {p: [(k, i) for k, i in lines if self.analysis.regions[k][2:] == (walk, p)] for p in Part}
             self._run(own[Part.BEFORE], section, region._replace(walk=walk))
             if own[Part.LOOP]:
@@ -574,3 +578,8 @@ class Emitter:
         if max(same) > phase:
             return "evict_last"
         return "evict_first" if min(same) < phase else ""
+
+
+def _buffers(lines: Sequence[tuple[int, Instr]], analysis: Analysis, walk: int, op: str) -> set[str]:
+    """What the lines of a walk load, or store."""
+    return {i.access.buffer for k, i in lines if i.access and i.op == op and analysis.regions[k].walk == walk}

@@ -63,7 +63,8 @@ def split_phases(body: Sequence[Instr], axes: Sequence[Axis], reduced: frozenset
         if phase:
             earlier = {v: s for v, (p, s) in stored.items() if found[p] < phase}
             lines = _reloaded(lines, earlier, frozenset(body[p].out for p in roots))
-            local = {i.out: f"{i.out}~{phase}" for i in lines if i.out is not None and values[i.out] & reduced}
+            made = [i.out for i in lines if i.out is not None]
+            local = {v: f"{v}~{phase}" for v in made if v not in values or values[v] & reduced}
             lines = rename(lines, local)
         phases.append(tuple(lines))
     return tuple(phases)

@@ -171,6 +171,39 @@ def test_gradients_of_rows_in_parts_are_eagers() -> None:
     assert fusec.stats()["kernels_launched"] == before + 3, "forward, backward and what finishes the sums"
 
 
+def test_what_a_walk_stored_is_read_back_behind_a_barrier() -> None:
+    rows, columns = 1024, 8200
+
+    def centred(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        total = x + r
+        result = total - total.mean(1, keepdim=True)
+        return total, result, result.sum(0)
+
+    x, r = (torch.randn(rows, columns, dtype=torch.bfloat16) for _ in range(2))
+    explained = fusec.explain(centred)(x, r)
+    first = explained.kernels[0].source
+    assert len(explained.kernels) == 2 and "static_range" in first
+    before, behind = first.split("        tl.debug_barrier()\n")
+    assert "tl.store(add_ptr" in before and "tl.load(add_ptr" in behind and "tl.load(x_ptr" not in behind
+    got, want = fusec.compile(centred, options={"strict": True})(x, r), centred(x.double(), r.double())
+    torch.testing.assert_close(got[0], x + r)
+    torch.testing.assert_close(got[1].double(), want[1], rtol=1e-2, atol=2e-2)
+    torch.testing.assert_close(got[2].double(), want[2], rtol=1e-2, atol=1.0)
+
+
+def test_a_long_row_that_is_stored_in_16_bits_is_read_back() -> None:
+    def residual(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        total = x + r
+        wide = total.float()
+        return total, wide * torch.rsqrt(wide.square().mean(1, keepdim=True) + 1e-6)
+
+    x, r = (torch.randn(300, 40_000, dtype=torch.bfloat16) for _ in range(2))
+    explained = fusec.explain(residual)(x, r)
+    assert explained.kernels[0].source.count("tl.load(x_ptr") == 1, "the second pass loads what the first stored"
+    got = fusec.compile(residual, options={"strict": True})(x, r)
+    torch.testing.assert_close(got, residual(x, r), rtol=1e-2, atol=1e-2)
+
+
 def test_dropout_in_parts_draws_what_it_drew_forwards() -> None:
     rows, columns = 1024, 8204
 
