@@ -396,7 +396,7 @@ def _cast(body: Body, instr: Instr) -> str | Instr | None:
     constant = instr.dtype not in (torch.float8_e4m3fn, torch.float8_e5m2)  # Triton has no constants of these
     if value is not None and constant and (math.isfinite(value) or instr.dtype.is_floating_point):
         with real_tensors():
-            return _const(instr, _scalar(value, inner.dtype).to(instr.dtype).item())
+            return _evaluated(instr, lambda x: x.to(instr.dtype), [_scalar(value, inner.dtype)])
     if inner.op == "cast" and _exact(body.defs[inner.args[0]].dtype, inner.dtype):
         return replace(instr, args=inner.args)
     if not inner.dtype.is_floating_point or not instr.dtype.is_floating_point:

@@ -78,6 +78,7 @@ NEGATIVE_ZERO: dict[str, Callable[[Tensor], Tensor | tuple[Tensor, ...]]] = {
     "beside_the_other_zero": lambda x: (torch.where(x <= 0, -0.0, x), torch.where(x <= 0, 0.0, x)),
     "filled": lambda x: x.masked_fill(x <= 0, -0.0),
     "stored": lambda x: torch.full_like(x, -0.0),
+    "rounded": lambda x: torch.where(x <= 0, torch.full_like(x, -1e-200, dtype=torch.float64).to(x.dtype), x),
     "divided_by": lambda x: x.abs() / torch.full_like(x, -0.0),
 }
 
