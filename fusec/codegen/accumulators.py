@@ -106,7 +106,9 @@ class Accumulators:
     def in_parts(self, instr: Instr) -> bool:
         """A sum along the columns, of a row that is walked along in parts: one accumulator a part."""
         parts = self.addresses.parts
-        return parts is not None and instr.out is not None and parts.name in self.analysis.varying[instr.out]
+        if parts is None or instr.out is None or not instr.reduced_axes:
+            return False
+        return parts.name in self.analysis.varying[instr.out]
 
     def _part(self) -> str:
         parts = self.addresses.parts

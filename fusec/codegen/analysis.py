@@ -98,23 +98,22 @@ def analyze(plan: KernelPlan, dims: tuple[Dim, ...]) -> Analysis:
     live, uses, users, defined = _uses(plan.body)
     parts = next((d.name for d in dims if d.kind is DimKind.PARTS), None)
     if parts is not None:
-        regions = walks(plan, regions, users, varying, parts, dims)
+        regions = _walks(plan, regions, users, varying, parts, dim_of_axis)
     return Analysis(varying, tuple(regions), live, uses, users, defined)
 
 
-def walks(
+def _walks(
     plan: KernelPlan,
     regions: list[Region],
     users: dict[str, tuple[int, ...]],
     varying: dict[str, frozenset[str]],
     parts: str,
-    dims: tuple[Dim, ...],
+    dim_of_axis: dict[str, str],
 ) -> list[Region]:
     """The regions of a kernel that walks along its rows in parts; all that varies along a row is in such a walk.
 
     What needs a sum of the row belongs to the next walk: the plan has the lines that both need twice.
     """
-    dim_of_axis = {a.name: d.name for d in dims for a in d.axes}
     result = list(regions)
     summed: dict[str, int] = {}  # what exists only once a walk has ended -> that walk
     walk_of: dict[str, int] = {}

@@ -117,7 +117,7 @@ class Emitter:
         self._walks(parts[Part.LOOP], inside, Region(number, Part.LOOP))
         self.names.end_loop()
         self._walks(parts[Part.AFTER], after, Region(number, Part.AFTER), ending)
-        barrier = ["tl.debug_barrier()"] if self._rereads_stores(number) else []
+        barrier = ["tl.debug_barrier()"] if self._rereads_stores(Region(number, Part.BEFORE)) else []
         stages = self.plan.tile.num_stages
         loop = self._loop(self.loop, inside, "range" if stages == 1 else "tl.range", stages)
         return [*barrier, *before.lines, *loop, *after.lines]
@@ -132,31 +132,34 @@ class Emitter:
         self._enter(section, region)
         for instr in ending:
             if not self.accumulators.in_parts(instr):
-                self._finish(instr, self.loop)
-        stored: set[str] = set()
+                self._finish(instr)
         for walk in sorted({self.analysis.regions[k].walk for k, _ in lines}):
-            loads, stores = (_buffers(lines, self.analysis, walk, op) for op in ("load", "store"))
-            section.lines += ["tl.debug_barrier()"] if loads & stored else []
-            stored |= stores
-            own = {p: [(k, i) for k, i in lines if self.analysis.regions[k][2:] == (walk, p)] for p in Part}
-            self._run(own[Part.BEFORE], section, region._replace(walk=walk))
-            if own[Part.LOOP]:
-                assert self.parts is not None
-                declared, sums = self.accumulators.declare([i for _, i in own[Part.LOOP]], self.parts)
-                section.lines += declared
-                inside = Section(outer=section)
-                self._enter(inside, region._replace(walk=walk, inside=Part.LOOP))
-                for instr in ending:
-                    if self.accumulators.in_parts(instr):
-                        self._finish(instr, self.loop)
-                self._run(own[Part.LOOP], inside, region._replace(walk=walk, inside=Part.LOOP))
-                sums_of_parts = [i for i in (*(i for _, i in own[Part.LOOP]), *ending) if i.reduced_axes]
-                apart = any(map(self.accumulators.in_parts, sums_of_parts))
-                section.lines += self._loop(self.parts, inside, "tl.static_range" if apart else "range")
-                self._enter(section, region._replace(walk=walk, inside=Part.AFTER))
-                for instr in sums:
-                    self._finish(instr, self.parts)
-            self._run(own[Part.AFTER], section, region._replace(walk=walk, inside=Part.AFTER))
+            at = [region._replace(walk=walk, inside=part) for part in Part]
+            before, inside, after = ([(k, i) for k, i in lines if self.analysis.regions[k] == r] for r in at)
+            if walk and self._rereads_stores(at[0]):
+                section.lines.append("tl.debug_barrier()")
+            self._run(before, section, at[Part.BEFORE])
+            if inside:
+                self._over_parts(inside, section, at, [i for i in ending if self.accumulators.in_parts(i)])
+            self._run(after, section, at[Part.AFTER])
+
+    def _over_parts(
+        self, lines: list[tuple[int, Instr]], section: Section, at: Sequence[Region], ending: Sequence[Instr]
+    ) -> None:
+        """One walk along a row, and the sums of the row. at: the regions before, in and after it."""
+        assert self.parts is not None
+        body, inside = [i for _, i in lines], Section(outer=section)
+        declared, sums = self.accumulators.declare(body, self.parts)
+        section.lines += declared
+        self._enter(inside, at[Part.LOOP])
+        for instr in ending:
+            self._finish(instr)
+        self._run(lines, inside, at[Part.LOOP])
+        numbered = any(map(self.accumulators.in_parts, (*body, *ending)))
+        section.lines += self._loop(self.parts, inside, "tl.static_range" if numbered else "range")
+        self._enter(section, at[Part.AFTER])
+        for instr in sums:
+            self._finish(instr)
 
     def _loop(self, dim: Dim, inside: Section, steps: str, stages: int = 1) -> list[str]:
         """A loop over blocks of a dimension. steps: what its head calls."""
@@ -165,10 +168,11 @@ class Emitter:
         head = f"for {base} in {steps}(0, {self.addresses.extent(dim)}, {dim.block}{ahead}):"
         return [head, *(f"    {line}" for line in [f"{dim.variable} = {base} + {start}", *inside.lines])]
 
-    def _rereads_stores(self, number: int) -> bool:
-        """A phase that loads what an earlier one stored must wait for all threads of the program."""
-        written = {i.access.buffer for p in self.plan.phases[:number] for i in p if i.access and i.op == "store"}
-        return any(i.access.buffer in written for i in self.plan.phases[number] if i.access and i.op == "load")
+    def _rereads_stores(self, region: Region) -> bool:
+        """A pass that loads what an earlier one stored must wait for all threads of the program."""
+        accesses = [(r.order, i.op, i.access) for r, i in zip(self.analysis.regions, self.plan.body, strict=True)]
+        written = {a.buffer for order, op, a in accesses if a and op == "store" and order < region.order}
+        return any(a.buffer in written for order, op, a in accesses if a and op == "load" and order == region.order)
 
     def _run(self, lines: list[tuple[int, Instr]], section: Section, region: Region) -> None:
         self._enter(section, region)
@@ -466,9 +470,10 @@ class Emitter:
             result.append(text)
         return result
 
-    def _finish(self, instr: Instr, dim: Dim | None) -> None:
-        assert dim is not None
-        self._result(instr, Value(self.accumulators.finish(instr, dim), instr.dtype, 2))
+    def _finish(self, instr: Instr) -> None:
+        """The result of a reduction whose loop has ended."""
+        (name,) = row_dims(self.plan, instr, self.dims)
+        self._result(instr, Value(self.accumulators.finish(instr, self.by_name[name]), instr.dtype, 2))
 
     # -- memory -----------------------------------------------------------------------------------
 
@@ -578,8 +583,3 @@ class Emitter:
         if max(same) > phase:
             return "evict_last"
         return "evict_first" if min(same) < phase else ""
-
-
-def _buffers(lines: Sequence[tuple[int, Instr]], analysis: Analysis, walk: int, op: str) -> set[str]:
-    """What the lines of a walk load, or store."""
-    return {i.access.buffer for k, i in lines if i.access and i.op == op and analysis.regions[k].walk == walk}

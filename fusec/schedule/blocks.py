@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from fusec.ir.index import IndexLike, as_int, symbols_of
+from fusec.ir.index import IndexLike, as_int
 from fusec.ir.kernels import Tile
 from fusec.ir.types import Buffer, LoopNest
 from fusec.schedule.cost import HELD_POINTS, PERSISTENT_LIMIT, DeviceModel
 from fusec.schedule.predicted import extent_hint, predicted_nest
 from fusec.schedule.reduced import PART, ROW_STAGES, WHOLE_LIMIT, Use, next_power_of_2, rows_at_once, sums_across
-from fusec.schedule.strides import heavy_accesses, neighbours_of, stride_of
+from fusec.schedule.strides import heavy_accesses, neighbours_of, stride_of, uses
 
 SOME_IDLE, MAX_IDLE = 1.05, 1.15  # lanes over points
 SPARE_REGISTERS = 40  # addresses, masks, loop counters
@@ -228,7 +228,7 @@ def part_tiles(columns: int, sums: int) -> list[Tile]:
 def overwrites_loads(nest: LoopNest, loop: frozenset[str]) -> bool:
     """It stores where it loads from along a loop: nothing may be loaded ahead."""
     written = set(nest.writes)
-    return any(a.buffer in written and any(s.name in loop for s in symbols_of(a.index)) for a in nest.loads)
+    return any(a.buffer in written and uses(a, loop) for a in nest.loads)
 
 
 def registers_needed(points: int, warps: int, live: int) -> int:

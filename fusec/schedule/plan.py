@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from fusec.ir.analysis import instr_axes, renumber, varying
-from fusec.ir.index import as_int, product, symbols_of
+from fusec.ir.index import as_int, product
 from fusec.ir.kernels import DimKind, KernelPlan, Strategy, Tile, TileDim
 from fusec.ir.ops import MOMENTS, OPS
-from fusec.ir.types import Access, Axis, Buffer, Instr, LoopNest
+from fusec.ir.types import Axis, Buffer, Instr, LoopNest
 from fusec.schedule.algebra import simplify_body
 from fusec.schedule.axes import merge_axes, rewrite_axes
 from fusec.schedule.blocks import (
@@ -45,7 +45,7 @@ from fusec.schedule.phases import split_phases
 from fusec.schedule.predicted import extent_hint
 from fusec.schedule.reduced import ReducedShape, Use, column_use, reduced_axes, reduced_shape
 from fusec.schedule.split import is_workspace
-from fusec.schedule.strides import axis_order, heavy_accesses, unit_axis_of
+from fusec.schedule.strides import axis_order, heavy_accesses, unit_axis_of, uses
 
 MIN_TILE_EXTENT = 8  # a shorter contiguous run gains nothing from a second tile dimension
 MIN_ROW_TILE_POINTS = 1 << 22  # a kernel with fewer points takes a few microseconds either way
@@ -201,19 +201,18 @@ def _finish_plan(shape: _Shape, table: Mapping[str, Buffer], device: DeviceModel
         tiles = [bucket_of(buckets, extent_hint(length))]
     along = frozenset(dict(shape.dims)[looped] if looped else ())
     nest = replace(nest, body=renumber(two_passes(nest.body, nest.axes, reduced - along)))
-    if looped:
-        phases = split_phases(online_sums(nest.body, nest.axes, along), nest.axes, along)
-        names = renumber(tuple(i for phase in phases for i in phase))
-        phases = tuple(_regrouped(names, [len(p) for p in phases]))
-    else:
-        phases = (nest.body,)
     kinds = {"x": DimKind.GRID, "y": DimKind.GRID, "r": DimKind.WHOLE, "q": DimKind.WHOLE}
     if looped:
         kinds[looped] = DimKind.LOOP
+    phases: tuple[tuple[Instr, ...], ...] = (nest.body,)
     if looped == "q" and tiles[0].block("r") < (as_int(length) or 0):
         kinds["r"] = DimKind.PARTS
         walks = split_phases(nest.body, nest.axes, frozenset(dict(shape.dims)["r"]))
         phases = (renumber(tuple(i for walk in walks for i in walk)),)
+    elif looped:
+        phases = split_phases(online_sums(nest.body, nest.axes, along), nest.axes, along)
+        names = renumber(tuple(i for phase in phases for i in phase))
+        phases = tuple(_regrouped(names, [len(p) for p in phases]))
     dims = tuple(TileDim(d, axes, kinds[d]) for d, axes in shape.dims)
     dims = tuple(d for d in dims if d.axes) or dims[:1]
     buffers = tuple(table[b] for b in dict.fromkeys((*nest.reads, *nest.writes)))
@@ -245,10 +244,6 @@ def _regrouped(lines: tuple[Instr, ...], sizes: list[int]) -> list[tuple[Instr, 
     return result
 
 
-def _uses(access: Access, axes: frozenset[str]) -> bool:
-    return any(s.name in axes for s in symbols_of(access.index))
-
-
 def _strategy(
     nest: LoopNest,
     shape: _Shape,
@@ -278,9 +273,9 @@ def _strategy(
         held = held_tile(extents, live, device) if known else None
         if held is not None:
             return Strategy.PERSISTENT_ROW, [held], ""
-        sizes = [table[a.buffer].itemsize for a in nest.loads if _uses(a, loop) and _uses(a, columns)]
+        sizes = [table[a.buffer].itemsize for a in nest.loads if uses(a, loop) and uses(a, columns)]
         return Strategy.ROW_AND_COLUMN, row_and_column_tiles(nest, extents, live, sizes, use, loop), "q"
-    sizes = [table[a.buffer].itemsize for a in nest.loads if _uses(a, reduced)]
+    sizes = [table[a.buffer].itemsize for a in nest.loads if uses(a, reduced)]
     split = any(is_workspace(table[b]) for b in nest.writes)
     units = _heavy_unit_axes(nest, table)
     if units and units[0] not in reduced and extents["x"] > 1:

@@ -5,7 +5,7 @@ x[4096*p0 + p1] ++ y[64*p1 + p0]     ->  p1 is x's unit axis, p0 is y's
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from math import gcd, prod
 
 from fusec.ir.analysis import index_axes, varying
@@ -97,6 +97,11 @@ def unit_axis_of(access: Access, axes: Sequence[Axis]) -> str | None:
     """The axis along which one access is contiguous, or None."""
     extents = {a.name: extent_hint(a.extent) or 1 for a in axes}
     return next((a.name for a in axes if stride_of(access.index, a.name, extents) == 1), None)
+
+
+def uses(access: Access, axes: Set[str]) -> bool:
+    """True when an access varies along one of the axes."""
+    return any(s.name in axes for s in symbols_of(access.index))
 
 
 def neighbours_of(access: Access, axes: Sequence[Axis], itemsize: int) -> int:
